@@ -1,0 +1,267 @@
+"""``bayesian_filter``: the one entry point. Checks once, normalises, picks a back end."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bayesmem.ops import validate as check
+from bayesmem.ops.assumptions import Additive, Assumptions, Discount, PriorMixing
+from bayesmem.ops.chunk import filter_chunk
+from bayesmem.ops.packing import solve_packed
+from bayesmem.ops.problem import Problem, Solution
+from bayesmem.ops.recurrent import filter_recurrent
+from bayesmem.ops.step import AffineNoise, PrecisionNoise
+from bayesmem.types import Belief, FilterOutput
+
+BACKENDS = ("auto", "recurrent", "chunk")
+LOG_ZERO = -60.0  # e^-60: a hard reset (log 0) without infinities in sums
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A back end with its settings, where its name alone is not enough.
+
+    Attributes:
+        name: ``auto``, ``recurrent`` or ``chunk``.
+        chunk_size: tokens a chunk of the chunk back end; it changes speed and memory only.
+    """
+
+    name: str = "auto"
+    chunk_size: int | None = None
+
+
+# Arguments are plain tensors here and not jaxtyping shapes: wrong shapes must reach our own checks.
+def bayesian_filter(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    obs_noise: Tensor | None,
+    assumptions: Assumptions | None = None,
+    *,
+    initial_belief: Belief | None = None,
+    cu_seqlens: Tensor | None = None,
+    outputs: Sequence[str] = (),
+    backend: str | Backend = "auto",
+    validate: bool | None = None,
+) -> FilterOutput:
+    """Filter evidence into a memory and read it out at every token, exactly.
+
+    The memory ``S_t = A_t S_{t-1} + W_t`` is measured through its key, ``v_t = S_t^T k_t + e_t``. Layouts
+    follow flash-linear-attention: ``[B, T, H, D]``, log-space decays, packed rows with B = 1.
+    Equations: ``bayesmem.ops.step``; docs/math.md.
+
+    Args:
+        q: queries ``[B, T, G, K]``, unscaled.
+        k: keys ``[B, T, G, K]``; unit norm is customary, not required.
+        v: values ``[B, T, H, V]``, H a multiple of G (grouped value heads).
+        log_decay: log of the mean's transition, at most 0 (``-inf`` is a hard reset), per head
+            ``[B, T, H]`` or per channel ``[B, T, H, K]``; ``None`` is no decay.
+        obs_noise: observation noise variance, positive, ``[B, T, H]``; ``None`` only under
+            ``write="latent_input"``, which measures nothing.
+        assumptions: process noise, covariance structure, prior; default ``Assumptions()``: the
+            full covariance under prior mixing, retention equal to the decay.
+        initial_belief: belief before the first token (one row a packed sequence); default: mean
+            zero and the prior covariance. ``cov=None`` takes the prior's.
+        cu_seqlens: ``[N + 1]`` offsets of N sequences packed in one row (B = 1).
+        outputs: any of ``"predictive_var"``, ``"log_evidence"``, ``"final_belief"``.
+        backend: ``auto`` (chunk, or recurrent for one token), ``recurrent``, ``chunk``, or a
+            ``Backend`` with settings.
+        validate: whether to read the values for NaN and wrong signs; default: on a CPU only,
+            since on a GPU it waits for the device.
+
+    Returns:
+        ``FilterOutput``; fields not asked for are ``None``. Differentiable in every tensor.
+
+    Raises:
+        ValueError: shapes, devices, dtypes, options or (where read) values that do not fit.
+    """
+    assumptions = assumptions or Assumptions()
+    backend = Backend(backend) if isinstance(backend, str) else backend
+    bounds = _check(q, k, v, log_decay, obs_noise, assumptions, initial_belief, cu_seqlens, outputs, backend)
+    named = _named_tensors(q, k, v, log_decay, obs_noise, assumptions, initial_belief)
+    check.check_kinds([(name, x) for name, x, _ in named], q)
+    if validate is None:
+        validate = q.device.type == "cpu" and not torch.compiler.is_compiling()
+    if validate:
+        check.check_values(named)
+    with torch.autocast(q.device.type, enabled=False):
+        problem = _problem(q, k, v, log_decay, obs_noise, assumptions, initial_belief, bounds)
+        want_var = "predictive_var" in outputs
+
+        def solve(p: Problem) -> Solution:
+            name = backend.name
+            if name == "recurrent" or (name == "auto" and p.q.shape[2] == 1):
+                return filter_recurrent(p)
+            return filter_chunk(p, want_var, backend.chunk_size)
+
+        solution = solve(problem) if bounds is None else solve_packed(problem, bounds, solve)
+        return _output(solution, v.dtype, _working_dtype(q), outputs)
+
+
+def _working_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    obs_noise: Tensor | None,
+    assumptions: Assumptions,
+    initial_belief: Belief | None,
+    cu_seqlens: Tensor | None,
+    outputs: Sequence[str],
+    backend: Backend,
+) -> list[int] | None:
+    sizes: dict[str, int] = {}
+    check.one_of("backend", backend.name, BACKENDS)
+    if backend.chunk_size is not None and backend.chunk_size < 1:
+        raise ValueError(f"chunk_size is {backend.chunk_size}; expected at least 1.")
+    if isinstance(outputs, str):
+        raise ValueError(f"outputs is the string {outputs!r}; expected a sequence, such as ({outputs!r},).")
+    for output in outputs:
+        check.one_of("outputs", output, check.OUTPUTS)
+    check.check_streams(q, k, v, sizes)
+    if log_decay is not None:
+        check.gate_shape("log_decay", log_decay, sizes)
+    check.check_assumptions(assumptions, sizes, log_decay)
+    if assumptions.write == "latent_input":
+        if obs_noise is not None or "log_evidence" in outputs:
+            raise ValueError("write='latent_input' measures nothing: pass obs_noise=None and ask for no log_evidence.")
+    elif obs_noise is None:
+        raise ValueError("obs_noise is None; a measurement design needs its noise variance [B, T, H].")
+    else:
+        check.gate_shape("obs_noise", obs_noise, sizes, channels=False)
+    bounds = None if cu_seqlens is None else check.check_bounds(cu_seqlens, sizes["B"], sizes["T"])
+    if initial_belief is not None:
+        rows = sizes["B"] if bounds is None else len(bounds) - 1
+        check.check_belief(initial_belief, assumptions.covariance, rows, sizes)
+    return bounds
+
+
+def _named_tensors(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    obs_noise: Tensor | None,
+    assumptions: Assumptions,
+    belief: Belief | None,
+) -> list[tuple[str, Tensor, str]]:
+    noise = assumptions.process_noise
+    floats = [("prior_var", assumptions.prior_var, "positive")]
+    if isinstance(noise, Additive):
+        floats.append(("process noise variance", noise.variance, "non-negative"))
+    for name, value, sign in floats:
+        if not isinstance(value, Tensor) and not (
+            math.isfinite(value) and value >= 0 and (value > 0 or sign[0] == "n")
+        ):
+            raise ValueError(f"{name} is {value}; expected a {sign} finite number.")
+    named = [
+        ("q", q, "any"),
+        ("k", k, "any"),
+        ("v", v, "any"),
+        ("log_decay", log_decay, "non-positive"),
+        ("obs_noise", obs_noise, "positive"),
+        ("log_retention", noise.log_retention if isinstance(noise, PriorMixing) else None, "non-positive"),
+        ("log_discount", noise.log_discount if isinstance(noise, Discount) else None, "non-positive"),
+        ("steady_var", assumptions.steady_var, "positive"),
+        ("initial_belief.mean", belief.mean if belief else None, "any"),
+        ("initial_belief.cov", belief.cov if belief else None, "any"),
+        *floats,
+    ]
+    return [(name, x, sign) for name, x, sign in named if isinstance(x, Tensor)]
+
+
+def _problem(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    obs_noise: Tensor | None,
+    assumptions: Assumptions,
+    belief: Belief | None,
+    bounds: list[int] | None,
+) -> Problem:
+    noise, covariance = assumptions.process_noise, assumptions.covariance
+    # In precision form 1 / obs_noise spans more decades than float32 has digits.
+    precise = covariance == "full" and not isinstance(noise, PriorMixing | Additive)
+    dtype = torch.float64 if precise else _working_dtype(q)
+    (batch, length, heads, value_dim), key_dim = v.shape, q.shape[-1]
+
+    def stream(x: Tensor) -> Tensor:
+        return x.to(dtype).transpose(1, 2)
+
+    def gate(x: Tensor) -> Tensor:
+        return stream(x if x.ndim == 4 else x[..., None])
+
+    def log_gate(x: Tensor) -> Tensor:
+        return gate(x).clamp(min=LOG_ZERO)
+
+    decay = q.new_zeros(batch, heads, length, 1, dtype=dtype) if log_decay is None else log_gate(log_decay)
+    prior = torch.as_tensor(assumptions.prior_var, dtype=dtype, device=q.device)
+    prior = (prior if prior.ndim == 2 else prior[..., None]).expand(heads, key_dim)
+    if covariance == "isotropic":
+        prior = prior.mean(-1, True).expand(heads, key_dim)
+    process: AffineNoise | PrecisionNoise
+    if isinstance(noise, PriorMixing):
+        retention = decay if noise.log_retention is None else log_gate(noise.log_retention)
+        mixed = prior[:, None, : 1 if prior.stride(-1) == 0 else key_dim]
+        process = AffineNoise(retention, -torch.expm1(2 * retention) * mixed)
+    elif isinstance(noise, Additive):
+        given = isinstance(noise.variance, Tensor)
+        variance = gate(noise.variance) if given else decay.new_full((batch, heads, length, 1), noise.variance)
+        process = AffineNoise(decay, variance)
+    elif isinstance(noise, Discount):
+        process = PrecisionNoise(log_gate(noise.log_discount), noise.floor / prior, moves_mean=False)
+    else:
+        process = PrecisionNoise(decay, 1 / prior, moves_mean=True)
+    if obs_noise is None:
+        observed = decay.new_ones(batch, heads, length)
+    else:
+        observed = stream(obs_noise)
+        if covariance != "reset":
+            observed = torch.maximum(observed, assumptions.obs_noise_floor * prior.mean(-1)[:, None])
+    rows = batch if bounds is None else len(bounds) - 1
+    mean = q.new_zeros(rows, heads, key_dim, value_dim, dtype=dtype) if belief is None else belief.mean.to(dtype)
+    prior_cov = {
+        "full": torch.diag_embed(prior).expand(rows, heads, key_dim, key_dim),
+        "diagonal": prior.expand(rows, heads, key_dim),
+        "isotropic": prior[:, :1].expand(rows, heads, 1),
+    }.get(covariance)
+    cov = prior_cov if belief is None or belief.cov is None else belief.cov.to(dtype)
+    groups = heads // q.shape[2]
+    steady = None if assumptions.steady_var is None else assumptions.steady_var.to(dtype)
+    return Problem(
+        q=stream(q).repeat_interleave(groups, 1),
+        k=stream(k).repeat_interleave(groups, 1),
+        v=stream(v),
+        log_decay=decay,
+        obs_noise=observed,
+        noise=process,
+        prior_var=prior,
+        steady_var=steady,
+        initial=Belief(mean, cov),
+        covariance=covariance,
+        measured=assumptions.write == "measurement",
+    )
+
+
+def _output(s: Solution, dtype: torch.dtype, working: torch.dtype, outputs: Sequence[str]) -> FilterOutput:
+    o = s.o.transpose(1, 2).to(dtype)
+    var = evidence = belief = None
+    if "predictive_var" in outputs and s.predictive_var is not None:
+        var = s.predictive_var.transpose(1, 2).to(working)
+    if "log_evidence" in outputs and s.innovation is not None and s.innovation_var is not None:
+        size, spread = s.innovation.shape[-1], s.innovation_var
+        evidence = -0.5 * (size * (2 * math.pi * spread).log() + (s.innovation**2).sum(-1) / spread)
+        evidence = evidence.transpose(1, 2).to(working)
+    if "final_belief" in outputs:
+        cov = s.final_belief.cov
+        belief = Belief(s.final_belief.mean.to(working), None if cov is None else cov.to(working))
+    return FilterOutput(o, var, evidence, belief)

@@ -1,0 +1,57 @@
+"""The token loop over ``step``: the float64 oracle, and the decoder."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bayesmem.ops import step
+from bayesmem.ops.gains import steady_var
+from bayesmem.ops.problem import Problem, Solution
+from bayesmem.types import Belief
+
+
+def filter_recurrent(problem: Problem) -> Solution:
+    """Filter token by token, by the textbook equations of ``step`` and nothing else."""
+    p, belief = problem, problem.initial
+    constant = constant_cov(p)
+    outputs: list[tuple[Tensor, ...]] = []
+    for t in range(p.q.shape[2]):
+        predicted = step.predict(belief, p.log_decay[:, :, t], _noise_at(p.noise, t), p.covariance)
+        if constant is not None:
+            predicted = Belief(predicted.mean, constant[:, :, t])
+        if p.measured:
+            updated = step.update(predicted, p.k[:, :, t], p.v[:, :, t], p.obs_noise[:, :, t], p.covariance)
+            belief = updated.belief
+            o, var = step.read_out(belief, p.q[:, :, t])
+            outputs.append((o, var, updated.innovation, updated.innovation_var))
+            if constant is not None:
+                belief = Belief(belief.mean, None)
+        else:
+            written = p.k[:, :, t, :, None] * p.v[:, :, t, None, :]
+            belief = Belief(predicted.mean + written, predicted.cov)
+            outputs.append(step.read_out(belief, p.q[:, :, t]))
+    return Solution(outputs_over(outputs, 0), belief, *(outputs_over(outputs, i) for i in range(1, len(outputs[0]))))
+
+
+def outputs_over(outputs: list[tuple[Tensor, ...]], index: int) -> Tensor:
+    """One output of every token, joined over time."""
+    return torch.stack([output[index] for output in outputs], 2)
+
+
+def constant_cov(p: Problem) -> Float[Tensor, "B H T D"] | None:
+    """Predicted covariance of the structures that carry none: a diagonal for every token."""
+    batch, heads, length, key_dim = p.k.shape
+    if p.covariance == "reset":
+        return p.prior_var[:, None, :].expand(batch, heads, length, key_dim)
+    if p.covariance != "steady_state":
+        return None
+    if p.steady_var is not None:
+        return p.steady_var[:, None, None].expand(batch, heads, length, 1)
+    assert isinstance(p.noise, step.AffineNoise)
+    return steady_var(p.noise.log_retention, p.obs_noise, p.prior_var, key_dim)
+
+
+def _noise_at(noise: step.AffineNoise | step.PrecisionNoise, t: int) -> step.AffineNoise | step.PrecisionNoise:
+    if isinstance(noise, step.AffineNoise):
+        return step.AffineNoise(noise.log_retention[:, :, t], noise.variance[:, :, t])
+    return step.PrecisionNoise(noise.log_discount[:, :, t], noise.floor, noise.moves_mean)
