@@ -4,6 +4,7 @@ The filter (``bayesian_filter``), its assumptions, and a layer that learns with 
 (``BayesianLayer``). The causal language model is in ``bayesmem.models`` and needs transformers.
 """
 
+from bayesmem.layers import BayesianLayer, BayesianLayerConfig
 from bayesmem.ops import (
     Additive,
     Assumptions,
@@ -21,6 +22,8 @@ __all__ = [
     "Additive",
     "Assumptions",
     "Backend",
+    "BayesianLayer",
+    "BayesianLayerConfig",
     "Belief",
     "Discount",
     "FilterOutput",

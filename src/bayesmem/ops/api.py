@@ -158,10 +158,8 @@ def _named_tensors(
     if isinstance(noise, Additive):
         floats.append(("process noise variance", noise.variance, "non-negative"))
     for name, value, sign in floats:
-        if not isinstance(value, Tensor) and not (
-            math.isfinite(value) and value >= 0 and (value > 0 or sign[0] == "n")
-        ):
-            raise ValueError(f"{name} is {value}; expected a {sign} finite number.")
+        if not isinstance(value, Tensor):
+            check.check_number(name, value, sign)
     named = [
         ("q", q, "any"),
         ("k", k, "any"),
@@ -214,8 +212,8 @@ def _problem(
         mixed = prior[:, None, : 1 if prior.stride(-1) == 0 else key_dim]
         process = AffineNoise(retention, -torch.expm1(2 * retention) * mixed)
     elif isinstance(noise, Additive):
-        given = isinstance(noise.variance, Tensor)
-        variance = gate(noise.variance) if given else decay.new_full((batch, heads, length, 1), noise.variance)
+        given = noise.variance
+        variance = gate(given) if isinstance(given, Tensor) else decay.new_full((batch, heads, length, 1), given)
         process = AffineNoise(decay, variance)
     elif isinstance(noise, Discount):
         process = PrecisionNoise(log_gate(noise.log_discount), noise.floor / prior, moves_mean=False)

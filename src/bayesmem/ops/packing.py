@@ -2,7 +2,8 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ def solve_packed(problem: Problem, bounds: list[int], solve: Callable[[Problem],
         bounds: N + 1 increasing offsets from 0 to T.
         solve: a back end.
     """
-    lengths = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    lengths = [stop - start for start, stop in pairwise(bounds)]
     buckets: dict[int, list[int]] = defaultdict(list)
     for row, length in enumerate(lengths):
         buckets[length.bit_length()].append(row)
@@ -56,31 +57,39 @@ def _gather(problem: Problem, index: Tensor, real: Tensor, rows: Tensor) -> Prob
         noise = replace(noise, log_discount=take(noise.log_discount))
     initial = problem.initial
     belief = Belief(initial.mean[rows], None if initial.cov is None else initial.cov[rows])
-    streams = {name: take(getattr(problem, name)) for name in ("q", "k", "v", "log_decay")}
-    obs_noise = take(problem.obs_noise, 1.0)
-    return replace(problem, **streams, obs_noise=obs_noise, noise=noise, initial=belief)
+    return replace(
+        problem,
+        q=take(problem.q),
+        k=take(problem.k),
+        v=take(problem.v),
+        log_decay=take(problem.log_decay),
+        obs_noise=take(problem.obs_noise, 1.0),
+        noise=noise,
+        initial=belief,
+    )
 
 
 def _cut(solution: Solution, real: Tensor) -> Solution:
     def pick(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.transpose(0, 1)[:, real]
+        return None if x is None else x.transpose(0, 1)[:, real][None]
 
-    return Solution(
-        **{f.name: pick(getattr(solution, f.name)) for f in fields(solution) if f.name != "final_belief"},
-        final_belief=solution.final_belief,
-    )
+    s = solution
+    cut_o = s.o.transpose(0, 1)[:, real][None]
+    return Solution(cut_o, s.final_belief, pick(s.predictive_var), pick(s.innovation), pick(s.innovation_var))
 
 
 def _join(parts: list[Solution], back: Tensor, order: Tensor) -> Solution:
-    def join(name: str) -> Tensor | None:
-        pieces = [getattr(part, name) for part in parts]
-        return None if pieces[0] is None else torch.cat(pieces, 1)[None, :, back]
+    def join(pieces: list[Tensor | None]) -> Tensor | None:
+        given = [piece for piece in pieces if piece is not None]
+        return torch.cat(given, 2)[:, :, back] if given else None
 
     beliefs = [part.final_belief for part in parts]
     covs = [belief.cov for belief in beliefs if belief.cov is not None]
-    final = Belief(
-        torch.cat([belief.mean for belief in beliefs])[order],
-        torch.cat(covs)[order] if covs else None,
+    cov = torch.cat(covs)[order] if covs else None
+    return Solution(
+        o=torch.cat([part.o for part in parts], 2)[:, :, back],
+        final_belief=Belief(torch.cat([belief.mean for belief in beliefs])[order], cov),
+        predictive_var=join([part.predictive_var for part in parts]),
+        innovation=join([part.innovation for part in parts]),
+        innovation_var=join([part.innovation_var for part in parts]),
     )
-    names = [f.name for f in fields(Solution) if f.name != "final_belief"]
-    return Solution(**{name: join(name) for name in names}, final_belief=final)

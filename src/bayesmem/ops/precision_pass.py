@@ -49,6 +49,11 @@ def precision_pass(
     """Propagate the precision through T tokens and solve for every token's gain.
 
     Args:
+        q: queries.
+        k: keys, any norm.
+        log_discount: log gamma of each token.
+        obs_noise: observation noise variance.
+        initial_precision: inverse covariance before the first token.
         floor: diagonal of Lambda, the precision that forgetting tends to.
         chunk_size: tokens whose K x K precisions are formed at once; memory, not results.
     """

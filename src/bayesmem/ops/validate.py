@@ -1,6 +1,8 @@
 """What ``bayesian_filter`` refuses, before any work: what came, what was expected, the mend."""
 
+import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -141,10 +143,16 @@ def check_bounds(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
             f"cu_seqlens is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; expected int32 or int64, [N + 1]."
         )
     bounds: list[int] = cu_seqlens.tolist()
-    rising = all(a < b for a, b in zip(bounds, bounds[1:], strict=False))
+    rising = all(a < b for a, b in pairwise(bounds))
     if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != length or not rising:
         raise ValueError(f"cu_seqlens {bounds} does not cover T = {length}: expected 0 < ... < {length}, rising.")
     return bounds
+
+
+def check_number(name: str, value: float, sign: str) -> None:
+    """Refuse a plain number that is not finite or not of its sign (``positive`` or ``non-negative``)."""
+    if not math.isfinite(value) or value < 0 or (value == 0 and sign == "positive"):
+        raise ValueError(f"{name} is {value}; expected a {sign} finite number.")
 
 
 def check_values(signs: Iterable[tuple[str, Tensor, str]]) -> None:

@@ -1,0 +1,48 @@
+"""From the filter's outputs back to hidden states: gated RMS norm and the output projection."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bayesmem.layers.config import BayesianLayerConfig
+
+
+class GatedRMSNorm(nn.Module):
+    """``RMSNorm(o) * weight * silu(gate)``, computed in float32.
+
+    Args:
+        size: V, the axis that is normalised.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, o: Float[Tensor, "*axes V"], gate: Float[Tensor, "*axes V"]) -> Float[Tensor, "*axes V"]:
+        """Normalise and gate."""
+        wide = o.float() if o.dtype in (torch.float16, torch.bfloat16) else o
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return (normed * self.weight.to(wide.dtype) * F.silu(gate.to(wide.dtype))).to(o.dtype)
+
+
+class Readout(nn.Module):
+    """Gate, norm and project what was read from the memory.
+
+    Args:
+        config: sizes.
+    """
+
+    def __init__(self, config: BayesianLayerConfig):
+        super().__init__()
+        width = config.value_heads * config.value_head_dim
+        self.g_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.o_norm = GatedRMSNorm(config.value_head_dim, config.norm_eps)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, o: Float[Tensor, "B T H V"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Hidden states from outputs ``o``, gated by the layer's input ``x``."""
+        gate = self.g_proj(x).unflatten(-1, o.shape[-2:])
+        return self.o_proj(self.o_norm(o, gate).flatten(-2))
