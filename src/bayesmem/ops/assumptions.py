@@ -31,7 +31,7 @@ class Additive:
         variance: non-negative; a number, ``[B, T, H]`` (isotropic) or ``[B, T, H, K]`` (diagonal).
     """
 
-    variance: Tensor | float = 0.0
+    variance: Tensor | float | int = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class Discount:
 
     Attributes:
         log_discount: ``log gamma``, at most 0, ``[B, T, H]``.
-        floor: non-negative number.
+        floor: from 0 to 1; above 1, forgetting would add certainty.
     """
 
     log_discount: Tensor
-    floor: float = 1e-4
+    floor: float | int = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Assumptions:
 
     covariance: Covariance = "full"
     process_noise: ProcessNoise = field(default_factory=PriorMixing)
-    prior_var: Tensor | float = 1.0
+    prior_var: Tensor | float | int = 1.0
     steady_var: Tensor | None = None
     write: Write = "measurement"
-    obs_noise_floor: float = 1e-4
+    obs_noise_floor: float | int = 1e-4

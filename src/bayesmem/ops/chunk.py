@@ -13,8 +13,9 @@ from bayesmem.ops.recurrent import constant_cov
 from bayesmem.ops.step import AffineNoise, PrecisionNoise
 from bayesmem.types import Belief
 
-# Tokens a chunk: scalar decays pay C^2, per-channel decays C^2 K, precision form K^2 a token.
-SCALAR_CHUNK, CHANNEL_CHUNK, PRECISION_CHUNK = 64, 16, 16
+# Tokens a chunk: scalar decays pay C^2 (so less where K is small), per-channel decays C^2 K,
+# precision form K^2 a token.
+SCALAR_CHUNK, SMALL_KEY_CHUNK, CHANNEL_CHUNK, PRECISION_CHUNK = 64, 32, 16, 16
 
 
 def filter_chunk(problem: Problem, want_var: bool, chunk_size: int | None = None) -> Solution:
@@ -33,14 +34,16 @@ def filter_chunk(problem: Problem, want_var: bool, chunk_size: int | None = None
         return _filter_precision(p, chunk_size)
     gains = _gains(p, want_var, chunk_size)
     log_decay = p.log_decay if gains.log_decay is None else gains.log_decay
-    size = chunk_size or _size(log_decay)
+    size = chunk_size or _size(log_decay, p.q.shape[-1])
     o, innovation, mean = mean_pass(p.q, p.k, p.v, gains.gain, log_decay, p.initial.mean, size)
     belief = Belief(mean, gains.final_cov)
     return Solution(o, belief, gains.predictive_var, innovation, gains.innovation_var)
 
 
-def _size(log_decay: Tensor) -> int:
-    return SCALAR_CHUNK if log_decay.shape[-1] == 1 else CHANNEL_CHUNK
+def _size(log_decay: Tensor, key_dim: int) -> int:
+    if log_decay.shape[-1] > 1:
+        return CHANNEL_CHUNK
+    return SCALAR_CHUNK if key_dim > SMALL_KEY_CHUNK else SMALL_KEY_CHUNK
 
 
 def _gains(p: Problem, want_var: bool, chunk_size: int | None) -> Gains:
@@ -55,7 +58,7 @@ def _gains(p: Problem, want_var: bool, chunk_size: int | None) -> Gains:
         return isotropic_gains(p.q, p.k, p.obs_noise, p.noise, cov)
     assert isinstance(p.noise, AffineNoise)
     retention, variance = p.noise.log_retention, p.noise.variance
-    size = chunk_size or _size(retention)
+    size = chunk_size or _size(retention, p.q.shape[-1])
     return covariance_pass(p.k, retention, variance, p.obs_noise, cov, p.q if want_var else None, size)
 
 
@@ -65,7 +68,7 @@ def _filter_precision(p: Problem, chunk_size: int | None) -> Solution:
     size = chunk_size or PRECISION_CHUNK
     gains: PrecisionGains = precision_pass(p.q, p.k, p.noise.log_discount, p.noise.floor, p.obs_noise, start, size)
     cov = torch.cholesky_inverse(torch.linalg.cholesky_ex(gains.final_precision).L)
-    size = chunk_size or _size(p.log_decay)
+    size = chunk_size or _size(p.log_decay, p.q.shape[-1])
     if not p.noise.moves_mean:
         o, innovation, mean = mean_pass(p.q, p.k, p.v, gains.gain, p.log_decay, p.initial.mean, size)
     else:  # the information vector decays by gamma: an additive write, read through P
@@ -79,11 +82,11 @@ def _filter_precision(p: Problem, chunk_size: int | None) -> Solution:
 
 def _filter_latent(p: Problem, want_var: bool, chunk_size: int | None) -> Solution:
     assert isinstance(p.noise, AffineNoise) and p.initial.cov is not None
-    size = chunk_size or _size(p.log_decay)
+    size = chunk_size or _size(p.log_decay, p.q.shape[-1])
     o, mean = additive_write(p.q, p.k, p.v, p.log_decay, p.initial.mean, size)
     # The covariance runs open loop: a measurement through a zero key says nothing.
     silent, noise = torch.zeros_like(p.k), torch.ones_like(p.obs_noise)
-    retention, size = p.noise.log_retention, chunk_size or _size(p.noise.log_retention)
+    retention, size = p.noise.log_retention, chunk_size or _size(p.noise.log_retention, p.q.shape[-1])
     query = p.q if want_var else None
     open_loop = covariance_pass(silent, retention, p.noise.variance, noise, p.initial.cov, query, size)
     return Solution(o, Belief(mean, open_loop.final_cov), open_loop.predictive_var)

@@ -15,7 +15,7 @@ def map_chunks(
     step: ChunkStep,
     state: Tensor,
     streams: Sequence[Float[Tensor, "B H T _"]],
-    fill: Sequence[float],
+    fill: Sequence[float | int],
     chunk_size: int,
     *,
     remat: bool,

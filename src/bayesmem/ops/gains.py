@@ -38,8 +38,8 @@ def steady_var(
 ) -> Float[Tensor, "B H T 1"]:
     """Predicted variance at the mean-field fixed point under prior mixing and unit keys.
 
-    Positive root of ``(K m + rho^2 (1 - K)) m^2 ...``: with ``m`` the predicted variance and
-    ``w = 1 - rho^2``, ``(K w + rho^2) m^2 + K w (r - p0) m - K w p0 r = 0`` (docs/math.md section 6).
+    Non-negative root of ``(K w + rho^2) m^2 + K w (r - p0) m - K w p0 r = 0``, where ``m`` is the
+    predicted variance and ``w = 1 - rho^2``: Eq. (36) of docs/math.md section 6.
     """
     lost = -torch.expm1(2 * log_retention).mean(-1)
     prior = prior_var.mean(-1)[:, None]

@@ -92,8 +92,8 @@ def check_assumptions(a: Assumptions, sizes: dict[str, int], log_decay: Tensor |
         gate_shape("process noise variance", noise.variance, sizes)
     if isinstance(noise, Discount):
         gate_shape("log_discount", noise.log_discount, sizes, channels=False)
-        if not noise.floor >= 0:
-            raise ValueError(f"Discount floor is {noise.floor}; expected a fraction of the prior precision, >= 0.")
+        if not 0 <= noise.floor <= 1:
+            raise ValueError(f"Discount floor is {noise.floor}; expected a fraction of the prior precision, 0 to 1.")
     if isinstance(noise, LogLinearMixing) and log_decay is not None and log_decay.ndim == 4:
         raise ValueError("LogLinearMixing mixes whole beliefs: log_decay must be per head [B, T, H], not per channel.")
     if isinstance(a.prior_var, Tensor):
@@ -149,7 +149,7 @@ def check_bounds(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
     return bounds
 
 
-def check_number(name: str, value: float, sign: str) -> None:
+def check_number(name: str, value: float | int, sign: str) -> None:
     """Refuse a plain number that is not finite or not of its sign (``positive`` or ``non-negative``)."""
     if not math.isfinite(value) or value < 0 or (value == 0 and sign == "positive"):
         raise ValueError(f"{name} is {value}; expected a {sign} finite number.")

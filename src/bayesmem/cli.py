@@ -1,0 +1,155 @@
+"""``bayesmem``: the demo, its parts, and the page drawn from their records."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bayesmem.report import page
+from bayesmem.report.records import Records
+
+app = typer.Typer(
+    help="Efficient sequence layers that know what they know.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+runs = typer.Typer(help="Run one experiment.", no_args_is_help=True)
+app.add_typer(runs, name="run")
+console = Console()
+
+Out = Annotated[Path, typer.Option(help="Folder of all that is written; a run goes on from what is there.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of data, initialisation and order.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Training steps a model, in place of the default.")]
+TextFile = Annotated[Path | None, typer.Option("--text", help="A text file to train on, in place of the book inside.")]
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), seed: Seed = 0, text: TextFile = None) -> None:
+    """Collision, recall and real text, then a table and a page: about five minutes on two cores."""
+    _prepare()
+    from bayesmem.tasks.text import load
+
+    load(text)  # a missing file is said now, not after minutes
+    _finish(out, (lambda: _collision(out, seed), lambda: _recall(out, seed), lambda: _text(out, seed, text)))
+
+
+@runs.command("collision")
+def run_collision(
+    out: Out = Path("runs/collision"),
+    seed: Seed = 0,
+    cosine: Annotated[float | None, typer.Option(min=-1, max=1, help="Cosine of the two keys.")] = None,
+    writes: Annotated[int | None, typer.Option(min=1, help="Writes of the first key before the second comes.")] = None,
+    noise: Annotated[float | None, typer.Option(help="Variance of the values' noise.")] = None,
+    rows: Annotated[int | None, typer.Option(min=2, help="Sequences to simulate.")] = None,
+) -> None:
+    """Predicted against simulated recall for three rules (seconds)."""
+    _prepare()
+    given = {"cosine": cosine, "writes_a": writes, "noise_var": noise, "rows": rows}
+    _finish(out, (lambda: _collision(out, seed, **{k: v for k, v in given.items() if v is not None}),))
+
+
+@runs.command("recall")
+def run_recall(
+    out: Out = Path("runs/recall"),
+    seed: Seed = 0,
+    steps: Steps = None,
+    head_dim: Annotated[int | None, typer.Option(min=1, help="K = V of the Bayesian Layer.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=8, help="Tokens; half of them are keys.")] = None,
+) -> None:
+    """Two layers of equal state learn MQAR and are asked for more than they trained on (minutes)."""
+    _prepare()
+    given = {"head_dim": head_dim, "vocab_size": vocab_size}
+    _finish(out, (lambda: _recall(out, seed, steps, **{k: v for k, v in given.items() if v is not None}),))
+
+
+@runs.command("text")
+def run_text(out: Out = Path("runs/text"), seed: Seed = 0, steps: Steps = None, text: TextFile = None) -> None:
+    """Byte-level models of both mixers on real text (minutes)."""
+    _prepare()
+    _finish(out, (lambda: _text(out, seed, text, steps),))
+
+
+@app.command("report")
+def report(out: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Draw the page of a run's folder again from its records."""
+    console.print(f"report: {page.write(Records(out / 'records.jsonl'), out / 'report.html').resolve()}")
+
+
+def _prepare() -> None:
+    """Keep third parties' progress bars out of ours, before transformers is imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def _collision(out: Path, seed: int, **changes: float) -> None:
+    from bayesmem.experiments import collision
+
+    collision.run(collision.CollisionRun(seed=seed, **changes), out)  # type: ignore[arg-type]
+
+
+def _recall(out: Path, seed: int, steps: int | None = None, **changes: int) -> None:
+    from bayesmem.experiments import recall
+
+    config = recall.RecallConfig(**changes)  # type: ignore[arg-type]
+    train = replace(config.train, seed=seed, steps=steps or config.train.steps)
+    recall.run(replace(config, train=train), out)
+
+
+def _text(out: Path, seed: int, path: Path | None, steps: int | None = None) -> None:
+    from bayesmem.experiments import text
+
+    config = text.TextConfig(path=str(path.resolve()) if path else None)
+    train = replace(config.train, seed=seed, steps=steps or config.train.steps)
+    text.run(replace(config, train=train), out)
+
+
+def _finish(out: Path, parts: tuple[Callable[[], None], ...]) -> None:
+    """Run the parts; whatever happens, the page shows what there is."""
+    records = Records(out / "records.jsonl")
+    stopped = None
+    try:
+        for part in parts:
+            part()
+    except KeyboardInterrupt as interrupt:
+        stopped = str(interrupt) or "interrupted"
+    if records.all():
+        _table(records)
+        console.print(f"report: {page.write(records, out / 'report.html').resolve()}", soft_wrap=True)
+    if stopped:
+        console.print(f"[bold]{stopped}.[/bold] What was finished is kept; the same command goes on from here.")
+        raise typer.Exit(130)
+
+
+def _table(records: Records) -> None:
+    rows = page.summary(records)
+    if not rows:
+        return
+    table = Table(*("", *page.NAMES))
+    for row in rows:
+        values = [f"[bold]{v}[/bold]" if i == row.best else v for i, v in enumerate(row.values)]
+        table.add_row(row.what, *values)
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point: bad input ends in one line and exit code 2, not in a traceback."""
+    try:
+        app()
+    except ValueError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

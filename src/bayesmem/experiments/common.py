@@ -1,0 +1,67 @@
+"""What the learned experiments share: the pair of models, and a dataset of token rows."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from bayesmem.models import BayesMemConfig, BayesMemForCausalLM
+from bayesmem.report.records import Records
+
+RECORDS = "records.jsonl"
+BAYESIAN, GATED_DELTA = "Bayesian Layer", "Gated DeltaNet"
+
+
+def records_in(out: Path) -> Records:
+    """The records of a run's folder."""
+    return Records(out / RECORDS)
+
+
+def matched_mixers(num_heads: int, head_dim: int) -> dict[str, dict[str, Any]]:
+    """The two mixers at the same state size, K = V in both.
+
+    The Bayesian Layer's covariance counts as state. What Gated DeltaNet saves there goes into
+    wider heads, rounded up, so that it never has the smaller state.
+    """
+    wider = math.ceil(math.sqrt(2) * head_dim)
+    return {
+        GATED_DELTA: {"num_heads": num_heads, "head_dim": wider, "covariance": "reset"},
+        BAYESIAN: {"num_heads": num_heads, "head_dim": head_dim, "covariance": "full"},
+    }
+
+
+def build(seed: int, **config: Any) -> BayesMemForCausalLM:
+    """A freshly initialised model; the same seed gives the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BayesMemForCausalLM(BayesMemConfig(**config))
+
+
+def sizes(model: BayesMemForCausalLM) -> dict[str, int]:
+    """Parameters and state numbers of a model, for its record."""
+    return {
+        "parameters": model.num_parameters(),
+        "state_per_layer": model.config.layer_config().state_size,
+    }
+
+
+class Rows(Dataset):
+    """Rows of tokens with the targets that stand at their positions.
+
+    Args:
+        inputs: ``[N, T]``.
+        targets: ``[N, T]``, -100 where nothing is asked.
+    """
+
+    def __init__(self, inputs: np.ndarray, targets: np.ndarray):
+        self.inputs, self.targets = torch.from_numpy(inputs).long(), torch.from_numpy(targets).long()
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.inputs[index], "shift_labels": self.targets[index]}

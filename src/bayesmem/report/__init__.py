@@ -1,0 +1,1 @@
+"""What is shown: records of runs, plots drawn from them, and a page to read."""

@@ -1,0 +1,131 @@
+"""A self-contained page from a run's records: pictures inside, readable on a phone and in the dark."""
+
+import base64
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bayesmem.report import plots
+from bayesmem.report.records import Record, Records
+
+NAMES = ("Gated DeltaNet", "Bayesian Layer")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the summary table.
+
+    Attributes:
+        what: what was measured.
+        values: one text for each of ``NAMES``.
+        best: index of the better one, where one is.
+    """
+
+    what: str
+    values: tuple[str, str]
+    best: int | None = None
+
+
+def write(records: Records, path: Path) -> Path:
+    """Draw ``path`` from the records; parts that have not run are named as such.
+
+    Raises:
+        ValueError: no records at all.
+    """
+    if not records.all():
+        raise ValueError(f"no records at {records.path}; run `bayesmem demo` or `bayesmem run ...` first.")
+    environment = Environment(
+        loader=PackageLoader("bayesmem.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["picture"] = _embed
+    recall, text = _pair(records, "recall"), _pair(records, "text")
+    repeats, collided = (records.find("collision", name) for name in ("repeats", "collision"))
+    page = environment.get_template("page.html.j2").render(
+        names=NAMES,
+        rows=summary(records),
+        collision=plots.collision(repeats, collided) if repeats and collided else None,
+        covered=_covered(repeats, collided),
+        collided=collided,
+        recall=recall,
+        recall_accuracy=plots.accuracy(recall) if recall else None,
+        recall_losses=plots.losses(recall, "training loss, nats") if recall else None,
+        recall_variance=_by_variance(recall, "by_variance", "recall accuracy"),
+        text=text,
+        text_losses=plots.losses(text, "training loss, bits per byte", 1 / math.log(2)) if text else None,
+        text_variance=_by_variance(text, "bits_by_variance", "bits per byte"),
+        passage=_passage(text.get(NAMES[1])),
+        context=records.all()[-1].context,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def summary(records: Records) -> list[Row]:
+    """The short table: what both models reached."""
+    rows = []
+    recall, text = _pair(records, "recall"), _pair(records, "text")
+    if len(recall) == 2:
+        pair = [recall[name] for name in NAMES]
+        rows.append(Row("recall: state numbers a layer", _texts(pair, "state_per_layer", "{:,}")))
+        trained = max(pairs for _, pairs in pair[0].settings["trained"])
+        for (length, pairs, delta), (*_, bayes) in zip(*(r.figures["accuracy"] for r in pair), strict=True):
+            where = "trained" if pairs <= trained else "beyond training"
+            values = (f"{delta:.3f}", f"{bayes:.3f}")
+            rows.append(Row(f"recall of {pairs} pairs in {length} tokens ({where})", values, _best(values, high=True)))
+    if len(text) == 2:
+        pair = [text[name] for name in NAMES]
+        rows.append(Row("text: state numbers a layer", _texts(pair, "state_per_layer", "{:,}")))
+        rows.append(Row("text: parameters", _texts(pair, "parameters", "{:,}")))
+        bits = _texts(pair, "bits_per_byte", "{:.3f}")
+        rows.append(Row("text: held-out bits per byte", bits, _best(bits, high=False)))
+    return rows
+
+
+def _texts(pair: list[Record], figure: str, form: str) -> tuple[str, str]:
+    first, second = (form.format(record.figures[figure]) for record in pair)
+    return first, second
+
+
+def _best(values: tuple[str, str], high: bool) -> int | None:
+    first, second = map(float, values)
+    return None if first == second else int((second > first) == high)
+
+
+def _pair(records: Records, experiment: str) -> dict[str, Record]:
+    found = {name: records.find(experiment, name) for name in NAMES}
+    return {name: record for name, record in found.items() if record}
+
+
+def _covered(*sweeps: Record | None) -> float | None:
+    curves = [c for s in sweeps if s for rule, c in s.figures.items() if rule != "writes"]
+    return sum(c["covered"] for c in curves) / len(curves) if curves else None
+
+
+def _by_variance(models: dict[str, Record], figure: str, ylabel: str) -> plots.Picture | None:
+    record = models.get(NAMES[1])
+    return plots.by_variance(record.figures[figure], ylabel) if record else None
+
+
+def _passage(record: Record | None) -> list[tuple[str, float, float, float]]:
+    """Characters with their shade (0 sure to 1 unsure), predictive variance and bits."""
+    if record is None:
+        return []
+    figures = record.figures
+    low, _, high = figures["variance_quantiles"]
+    # Byte i's variance was read out when byte i was written; it belongs to the prediction of byte i + 1.
+    data = bytes(figures["passage_bytes"])[1:]
+    shades = [min(max((v - low) / max(high - low, 1e-12), 0), 1) for v in figures["passage_variance"]]
+    cells = zip(data, shades, figures["passage_variance"], figures["passage_bits"], strict=False)
+    return [(chr(b) if b < 128 else "\N{MIDDLE DOT}", round(shade, 2), v, bits) for b, shade, v, bits in cells]
+
+
+def _embed(picture: plots.Picture) -> Markup:
+    light, dark = (base64.b64encode(svg.encode()).decode() for svg in (picture.light, picture.dark))
+    return Markup(
+        '<picture><source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,{}">'
+        '<img alt="{}" src="data:image/svg+xml;base64,{}"></picture>'
+    ).format(dark, picture.alt, light)

@@ -1,0 +1,146 @@
+"""Plots of the records, as SVG, each in a light and a dark dress."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bayesmem.report.records import Record
+
+PALETTE = {
+    "light": {"ink": "#1c2430", "grid": "#d5dae2", "Bayesian Layer": "#1f6fd6", "Gated DeltaNet": "#d1600b"},
+    "dark": {"ink": "#dfe5ee", "grid": "#3a4452", "Bayesian Layer": "#6db1ff", "Gated DeltaNet": "#ffa35c"},
+}
+for _colours in PALETTE.values():
+    _colours["Delta rule"] = _colours["Gated DeltaNet"]
+    _colours["Linear attention"] = "#8a93a3"
+WIDTH = {1: 5.2, 2: 9.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One figure in both dresses.
+
+    Attributes:
+        light: SVG text for a light page.
+        dark: SVG text for a dark page.
+        alt: what it shows, in words.
+    """
+
+    light: str
+    dark: str
+    alt: str
+
+
+@contextmanager
+def _dress(theme: str) -> Iterator[dict[str, str]]:
+    colours = PALETTE[theme]
+    ink = {f"{part}.color": colours["ink"] for part in ("text", "xtick", "ytick")}
+    settings = ink | {
+        "axes.edgecolor": colours["grid"],
+        "axes.labelcolor": colours["ink"],
+        "axes.facecolor": "none",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": colours["grid"],
+        "grid.linewidth": 0.5,
+        "figure.facecolor": "none",
+        "legend.frameon": False,
+        "font.size": 10.0,
+        "svg.hashsalt": "bayesmem",
+    }
+    with matplotlib.rc_context(settings):
+        yield colours
+
+
+def picture(draw: Callable[[list[Axes], dict[str, str]], None], panels: int, alt: str) -> Picture:
+    """Draw the same panels in both dresses."""
+    texts = {}
+    for theme in PALETTE:
+        with _dress(theme) as colours:
+            figure = Figure(figsize=(WIDTH[panels], 3.4), layout="constrained")
+            draw(list(figure.subplots(1, panels, squeeze=False)[0]), colours)
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+            texts[theme] = buffer.getvalue()
+    return Picture(texts["light"], texts["dark"], alt)
+
+
+def collision(repeats: Record, collided: Record) -> Picture:
+    """Squared error over repeated writes, and over writes of a colliding key."""
+    writes = repeats.figures["writes"]
+
+    def draw(axes: list[Axes], colours: dict[str, str]) -> None:
+        for ax, record in zip(axes, (repeats, collided), strict=True):
+            for rule, curve in record.figures.items():
+                if rule == "writes":
+                    continue
+                ax.plot(writes, curve["predicted"], color=colours[rule], label=rule)
+                shown = sorted({int(1.35**i) - 1 for i in range(1, 16) if 1.35**i <= len(writes)})
+                ax.errorbar(
+                    [writes[i] for i in shown],
+                    [curve["simulated"][i] for i in shown],
+                    [curve["half_width"][i] for i in shown],
+                    fmt="o",
+                    ms=3.5,
+                    lw=1,
+                    color=colours[rule],
+                )
+            ax.set(xscale="log", yscale="log", ylabel="squared error of recall")
+        cosine, n_a = collided.settings["cosine"], collided.settings["writes_a"]
+        axes[0].set(xlabel="writes of one key", title="Repeated evidence")
+        axes[1].set(xlabel="writes of a second key", title=f"Collision: cosine {cosine}, first written {n_a} times")
+        axes[0].legend()
+
+    return picture(draw, 2, "Predicted (lines) against simulated (points, 95% intervals) squared error of recall")
+
+
+def accuracy(models: dict[str, Record]) -> Picture:
+    """Recall accuracy against the number of pairs, the trained range shaded."""
+
+    def draw(axes: list[Axes], colours: dict[str, str]) -> None:
+        (ax,) = axes
+        for name, record in models.items():
+            rows = record.figures["accuracy"]
+            ax.plot([pairs for _, pairs, _ in rows], [a for *_, a in rows], "o-", color=colours[name], label=name)
+        most = max(pairs for record in models.values() for _, pairs in record.settings["trained"])
+        ax.axvspan(0, most, color=colours["grid"], alpha=0.5, lw=0)
+        ax.text(most * 0.96, 0.03, "trained", ha="right", color=colours["ink"])
+        ax.set(xlabel="pairs to remember", ylabel="recall accuracy", ylim=(0, 1.03), xlim=(0, None))
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 0.08))
+
+    return picture(draw, 1, "Recall accuracy against the number of pairs for both models")
+
+
+def by_variance(rows: list[list[float]], ylabel: str, name: str = "Bayesian Layer") -> Picture:
+    """A figure of merit in tenths of the tokens, ordered by predictive variance."""
+
+    def draw(axes: list[Axes], colours: dict[str, str]) -> None:
+        (ax,) = axes
+        ax.bar(range(1, len(rows) + 1), [value for _, value, _ in rows], color=colours[name], width=0.8)
+        ax.set(xlabel="tenth of the tokens, from surest to least sure", ylabel=ylabel)
+        ax.set_xticks(range(1, len(rows) + 1))
+        ax.grid(axis="x", visible=False)
+
+    return picture(draw, 1, f"{ylabel} by tenths of predictive variance")
+
+
+def losses(models: dict[str, Record], ylabel: str, scale: float = 1.0) -> Picture:
+    """Training losses of the models."""
+
+    def draw(axes: list[Axes], colours: dict[str, str]) -> None:
+        (ax,) = axes
+        for name, record in models.items():
+            points: list[Any] = record.figures["losses"]
+            ax.plot([step for step, _ in points], [scale * loss for _, loss in points], color=colours[name], label=name)
+        ax.set(xlabel="training step", ylabel=ylabel)
+        ax.legend()
+
+    return picture(draw, 1, f"{ylabel} against the training step")

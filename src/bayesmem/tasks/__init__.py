@@ -1,0 +1,1 @@
+"""What is asked of a memory: pure, seeded generators of sequences."""
