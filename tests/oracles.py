@@ -36,9 +36,7 @@ class Posterior:
     log_evidence: Array
 
 
-def exact_process_noise(
-    k: Array, decay: Array, retention: Array, prior: Array, obs_noise: Array, cov: Array
-) -> Array:
+def exact_process_noise(k: Array, decay: Array, retention: Array, prior: Array, obs_noise: Array, cov: Array) -> Array:
     """Q of the exact filter under prior mixing with a retention of its own, from the data-free recursion.
 
     ``P- = rho P rho + (I - rho^2) P_0`` must equal ``A P A + Q``; P itself is updated in information form.

@@ -24,7 +24,7 @@ class Belief:
     """
 
     mean: Float[Tensor, "B H K V"]
-    cov: Float[Tensor, "B H K K"] | Float[Tensor, "B H K"] | Float[Tensor, "B H 1"] | None = None
+    cov: Float[Tensor, "B H 1"] | Float[Tensor, "B H K"] | Float[Tensor, "B H K K"] | None = None
 
     def detach(self) -> "Belief":
         """The same belief, cut out of the autograd graph."""

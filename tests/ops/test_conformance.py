@@ -1,11 +1,11 @@
 """What every design and every back end must do, whatever its equations."""
 
 import numpy as np
-import oracles
 import pytest
 import torch
 from torch import Tensor
 
+import oracles
 from bayesmem.ops import Backend
 from bayesmem.types import Belief, FilterOutput
 from ops.cases import (

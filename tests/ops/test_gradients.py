@@ -30,7 +30,9 @@ def test_gradients_are_finite_differences(design: Design, channels: bool, backen
     """Along random directions in all tensors at once: every gate, prior and initial belief."""
     case = tiny(design, channels)
     names = list(case.tensors)
-    assert gradcheck(lambda *x: outputs_of(case, names, backend, *x), list(case.tensors.values()), fast_mode=True, **TIGHT)
+    assert gradcheck(
+        lambda *x: outputs_of(case, names, backend, *x), list(case.tensors.values()), fast_mode=True, **TIGHT
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=label)

@@ -1,6 +1,5 @@
 """Properties at random shapes and extreme gates, in float32 and float64."""
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from bayesmem.ops import Backend
 from bayesmem.types import FilterOutput
-from ops.cases import BACKENDS, Case, each_design, fields, label, make_case
+from ops.cases import BACKENDS, Case, each_design, fields, make_case
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 LOG_GATES = (0.0, -1e-7, -1e-3, -0.1, -1.0, -7.0, -30.0, -69.0, -torch.inf)  # 1 down to 1e-30, and 0

@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 import numpy as np
-import oracles
 import pytest
 import torch
-from oracles import Array, Linear, Posterior
 from torch import Tensor
 
+import oracles
 from bayesmem.ops import Additive, Assumptions, Backend, Discount, PriorMixing, bayesian_filter
 from bayesmem.types import FilterOutput
 from ops.cases import BACKENDS, CARRIED, FLOOR, LATENT, Case, Design, each_design, fields, label, make_case
+from oracles import Array, Linear, Posterior
 
 RTOL = 1e-10
 HEADS = [(0, 0), (0, 1), (1, 0), (1, 1)]

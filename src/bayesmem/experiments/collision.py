@@ -38,10 +38,10 @@ class CollisionRun:
 
     key_dim: int = 32
     value_dim: int = 16
-    cosine: float = 0.7
+    cosine: float | int = 0.7
     writes_a: int = 8
     writes_b: int = 64
-    noise_var: float = 0.25
+    noise_var: float | int = 0.25
     rows: int = 200
     seed: int = 0
 

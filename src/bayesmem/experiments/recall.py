@@ -78,47 +78,60 @@ def run(config: RecallConfig, out: Path) -> None:
 
 
 def _test(model: BayesMemForCausalLM, config: RecallConfig, certain: bool) -> dict[str, Any]:
-    """Accuracy a segment and, of the Bayesian Layer, how it goes with the predictive variance."""
+    """Accuracy a segment and, of the Bayesian Layer, what its predictive variance tells."""
     seed = config.train.seed + 10_000
-    answers = {
-        (length, pairs): _answers(model, mqar.make(config.segment(length, pairs, config.test_rows), seed + i))
-        for i, (length, pairs) in enumerate(config.tested)
-    }
+    answers = {}
+    for i, (length, pairs) in enumerate(config.tested):
+        batch = mqar.make(config.segment(length, pairs, config.test_rows), seed + i)
+        predicted, variance = _asked(model, batch.inputs, batch.targets)
+        answers[length, pairs] = predicted == batch.targets[batch.targets != mqar.IGNORED], variance
     figures: dict[str, Any] = {"accuracy": [[*segment, float(right.mean())] for segment, (right, _) in answers.items()]}
     if not certain:
         return figures
-    # The layer that recalls is chosen on rows of their own, and reported on the test rows.
-    beyond = [s for s in config.tested if s[1] > max(pairs for _, pairs in config.trained)] or list(config.tested)
-    spare = [
-        _answers(model, mqar.make(config.segment(*s, config.test_rows), seed + 500 + i)) for i, s in enumerate(beyond)
-    ]
-    right, variance = (np.concatenate(parts) for parts in zip(*spare, strict=True))
-    layer = int(np.argmax([auroc(variance[:, i], ~right) for i in range(variance.shape[1])]))
-    right, variance = (np.concatenate(parts) for parts in zip(*(answers[s] for s in beyond), strict=True))
+    # The layer to read is chosen on rows of their own, and reported on others.
+    strange = {segment: _strangers(model, config, segment, seed + 500) for segment in config.trained}
+    kind, variance = (np.concatenate(parts) for parts in zip(*strange.values(), strict=True))
+    layer = int(np.argmax([auroc(column, kind == 1) for column in variance.T]))
+    figures["variance_layer"] = layer
+    figures["stranger_auroc"] = []
+    for segment in config.tested:
+        kind, variance = _strangers(model, config, segment, seed + 1000)
+        figures["stranger_auroc"].append([*segment, auroc(variance[:, layer], kind == 1)])
+    trained = max(pairs for _, pairs in config.trained)
+    beyond = [answer for (_, pairs), answer in answers.items() if pairs > trained] or list(answers.values())
+    right, variance = (np.concatenate(parts) for parts in zip(*beyond, strict=True))
     order = np.argsort(variance[:, layer], kind="stable")
+    figures["error_auroc"] = auroc(variance[:, layer], ~right)
     figures["by_variance"] = [
         [float(variance[part, layer].mean()), float(right[part].mean()), len(part)]
         for part in np.array_split(order, DECILES)
     ]
-    figures["error_auroc"] = auroc(variance[:, layer], ~right)
-    figures["variance_layer"] = layer
     return figures
 
 
+def _strangers(
+    model: BayesMemForCausalLM, config: RecallConfig, segment: tuple[int, int], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """For every query 1 if its key was never shown, and each layer's predictive variance there."""
+    inputs, kind = mqar.with_strangers(config.segment(*segment, config.test_rows), seed)
+    return kind[kind != mqar.IGNORED], _asked(model, inputs, kind)[1]
+
+
 @torch.no_grad()
-def _answers(model: BayesMemForCausalLM, batch: mqar.Batch, rows: int = 50) -> tuple[np.ndarray, np.ndarray]:
-    """Whether each query was answered rightly, and each layer's predictive variance there."""
+def _asked(
+    model: BayesMemForCausalLM, inputs: np.ndarray, targets: np.ndarray, rows: int = 50
+) -> tuple[np.ndarray, np.ndarray]:
+    """At every position that is asked: the predicted token ``[Q]`` and the predictive variances ``[Q, layers]``."""
     model.eval()
-    right, variance = [], []
-    for start in range(0, len(batch.inputs), rows):
-        inputs = torch.from_numpy(batch.inputs[start : start + rows])
-        targets = torch.from_numpy(batch.targets[start : start + rows])
-        out = model(inputs, output_uncertainty=True, use_cache=False)
-        asked = targets != mqar.IGNORED
-        right.append((out.logits.argmax(-1) == targets)[asked])
+    predicted, variance = [], []
+    for start in range(0, len(inputs), rows):
+        part = slice(start, start + rows)
+        out = model(torch.from_numpy(inputs[part]), output_uncertainty=True, use_cache=False)
+        asked = torch.from_numpy(targets[part] != mqar.IGNORED)
+        predicted.append(out.logits.argmax(-1)[asked])
         assert out.predictive_var is not None
         variance.append(torch.stack([layer.mean(-1)[asked] for layer in out.predictive_var], -1))
-    return torch.cat(right).numpy(), torch.cat(variance).numpy()
+    return torch.cat(predicted).numpy(), torch.cat(variance).numpy()
 
 
 def auroc(score: np.ndarray, positive: np.ndarray) -> float:

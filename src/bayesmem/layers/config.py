@@ -44,8 +44,8 @@ class BayesianLayerConfig:
     covariance: Covariance = "full"
     decay: bool = True
     retention: Retention = "learned"
-    retention_init: float = 0.999
-    norm_eps: float = 1e-5
+    retention_init: float | int = 0.999
+    norm_eps: float | int = 1e-5
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_heads", "head_dim"):

@@ -86,6 +86,7 @@ class BayesianLayer(nn.Module):
         if attention_mask is not None:
             real = attention_mask[..., None].to(log_decay.dtype)
             log_decay, log_retention = log_decay * real, log_retention * real
+            k = k * attention_mask[..., None, None].to(k.dtype)  # right padding still hears the convolution
         wanted = ("predictive_var", "log_evidence") if output_uncertainty else ()
         filtered = bayesian_filter(
             q,

@@ -1,7 +1,5 @@
 """The model's memory between calls: one belief and convolution tail a layer. It never grows."""
 
-from typing import Self
-
 from torch import Tensor
 
 from bayesmem.layers import LayerCache
@@ -22,9 +20,9 @@ class BeliefCache:
         self.layers: list[LayerCache | None] = [None] * num_layers
         self.seen_tokens = 0
 
-    def copy(self) -> Self:
+    def copy(self) -> "BeliefCache":
         """A branch of this memory: both can go on without touching each other."""
-        branch = type(self)(len(self.layers))
+        branch = BeliefCache(len(self.layers))
         branch.layers, branch.seen_tokens = list(self.layers), self.seen_tokens
         return branch
 

@@ -22,10 +22,12 @@ class BayesMemOutput(CausalLMOutputWithPast):
     """A causal LM output with what the memories know.
 
     Attributes:
+        past_key_values: the memory after these tokens.
         predictive_var: per layer ``[B, T, H]``, variance of each head's read-out.
         log_evidence: per layer ``[B, T, H]``, log density of each token's values, in nats.
     """
 
+    past_key_values: BeliefCache | None = None
     predictive_var: tuple[Tensor, ...] | None = None
     log_evidence: tuple[Tensor, ...] | None = None
 
@@ -128,7 +130,7 @@ class BayesMemForCausalLM(PreTrainedModel, GenerationMixin):
             low, high = input_ids.min().item(), input_ids.max().item()
             if low < 0 or high >= self.config.vocab_size:
                 raise ValueError(
-                    f"input_ids go from {low} to {high}; the vocabulary has {self.config.vocab_size} tokens."
+                    f"input_ids go from {low} to {high}; expected 0 to {self.config.vocab_size - 1}, the vocabulary."
                 )
         return self.embed_tokens(input_ids)
 

@@ -95,7 +95,7 @@ def bayesian_filter(
         def solve(p: Problem) -> Solution:
             name = backend.name
             if name == "recurrent" or (name == "auto" and p.q.shape[2] == 1):
-                return filter_recurrent(p)
+                return filter_recurrent(p, want_var)
             return filter_chunk(p, want_var, backend.chunk_size)
 
         solution = solve(problem) if bounds is None else solve_packed(problem, bounds, solve)

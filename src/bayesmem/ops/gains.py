@@ -16,7 +16,7 @@ def constant_gains(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B H T K"],
     obs_noise: Float[Tensor, "B H T"],
-    predicted_cov: Float[Tensor, "B H T K"] | Float[Tensor, "B H T 1"] | Float[Tensor, "1 H 1 K"],
+    predicted_cov: Float[Tensor, "B H T 1"] | Float[Tensor, "B H T K"],
 ) -> Gains:
     """Reset and steady state: every token meets the same predicted covariance, a given diagonal.
 

@@ -10,32 +10,31 @@ from bayesmem.ops.problem import Problem, Solution
 from bayesmem.types import Belief
 
 
-def filter_recurrent(problem: Problem) -> Solution:
+def filter_recurrent(problem: Problem, want_var: bool) -> Solution:
     """Filter token by token, by the textbook equations of ``step`` and nothing else."""
     p, belief = problem, problem.initial
     constant = constant_cov(p)
-    outputs: list[tuple[Tensor, ...]] = []
+    read: list[tuple[Tensor, Tensor]] = []
+    surprise: list[tuple[Tensor, Tensor]] = []
     for t in range(p.q.shape[2]):
         predicted = step.predict(belief, p.log_decay[:, :, t], _noise_at(p.noise, t), p.covariance)
         if constant is not None:
             predicted = Belief(predicted.mean, constant[:, :, t])
         if p.measured:
             updated = step.update(predicted, p.k[:, :, t], p.v[:, :, t], p.obs_noise[:, :, t], p.covariance)
+            surprise.append((updated.innovation, updated.innovation_var))
             belief = updated.belief
-            o, var = step.read_out(belief, p.q[:, :, t])
-            outputs.append((o, var, updated.innovation, updated.innovation_var))
-            if constant is not None:
-                belief = Belief(belief.mean, None)
         else:
             written = p.k[:, :, t, :, None] * p.v[:, :, t, None, :]
             belief = Belief(predicted.mean + written, predicted.cov)
-            outputs.append(step.read_out(belief, p.q[:, :, t]))
-    return Solution(outputs_over(outputs, 0), belief, *(outputs_over(outputs, i) for i in range(1, len(outputs[0]))))
-
-
-def outputs_over(outputs: list[tuple[Tensor, ...]], index: int) -> Tensor:
-    """One output of every token, joined over time."""
-    return torch.stack([output[index] for output in outputs], 2)
+        read.append(step.read_out(belief, p.q[:, :, t]))
+        if constant is not None:
+            belief = Belief(belief.mean, None)
+    o, var = (torch.stack(over_time, 2) for over_time in zip(*read, strict=True))
+    innovation, innovation_var = (
+        (torch.stack(over_time, 2) for over_time in zip(*surprise, strict=True)) if surprise else (None, None)
+    )
+    return Solution(o, belief, var if want_var else None, innovation, innovation_var)
 
 
 def constant_cov(p: Problem) -> Float[Tensor, "B H T D"] | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from bayesmem.ops.assumptions import Covariance
 from bayesmem.types import Belief
 
-Cov = Float[Tensor, "B H K K"] | Float[Tensor, "B H K"] | Float[Tensor, "B H 1"]
+Cov = Float[Tensor, "B H 1"] | Float[Tensor, "B H K"] | Float[Tensor, "B H K K"]
 
 
 @dataclass(frozen=True, slots=True)

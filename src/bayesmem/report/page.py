@@ -52,6 +52,7 @@ def write(records: Records, path: Path) -> Path:
         recall=recall,
         recall_accuracy=plots.accuracy(recall) if recall else None,
         recall_losses=plots.losses(recall, "training loss, nats") if recall else None,
+        recall_strangers=_strangers(recall),
         recall_variance=_by_variance(recall, "by_variance", "recall accuracy"),
         text=text,
         text_losses=plots.losses(text, "training loss, bits per byte", 1 / math.log(2)) if text else None,
@@ -108,6 +109,11 @@ def _covered(*sweeps: Record | None) -> float | None:
 def _by_variance(models: dict[str, Record], figure: str, ylabel: str) -> plots.Picture | None:
     record = models.get(NAMES[1])
     return plots.by_variance(record.figures[figure], ylabel) if record else None
+
+
+def _strangers(models: dict[str, Record]) -> plots.Picture | None:
+    record = models.get(NAMES[1])
+    return plots.strangers(record.figures["stranger_auroc"]) if record else None
 
 
 def _passage(record: Record | None) -> list[tuple[str, float, float, float]]:

@@ -119,6 +119,20 @@ def accuracy(models: dict[str, Record]) -> Picture:
     return picture(draw, 1, "Recall accuracy against the number of pairs for both models")
 
 
+def strangers(rows: list[list[float]], name: str = "Bayesian Layer") -> Picture:
+    """How well the predictive variance tells keys never shown from those that were."""
+
+    def draw(axes: list[Axes], colours: dict[str, str]) -> None:
+        (ax,) = axes
+        ax.plot([pairs for _, pairs, _ in rows], [a for *_, a in rows], "o-", color=colours[name])
+        ax.axhline(0.5, color=colours["ink"], lw=1, ls=":")
+        ax.text(0, 0.51, " chance", color=colours["ink"])
+        ax.set(xlabel="pairs to remember", ylabel="AUROC of the variance", ylim=(0.4, 1.03), xlim=(0, None))
+        ax.set_title("Was this key ever shown?")
+
+    return picture(draw, 1, "How well the predictive variance tells keys never shown from those that were")
+
+
 def by_variance(rows: list[list[float]], ylabel: str, name: str = "Bayesian Layer") -> Picture:
     """A figure of merit in tenths of the tokens, ordered by predictive variance."""
 

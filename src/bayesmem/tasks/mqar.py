@@ -31,7 +31,7 @@ class MQARConfig:
     length: int
     num_pairs: int
     rows: int
-    power_a: float = 0.01
+    power_a: float | int = 0.01
     random_fillers: bool = False
 
     def __post_init__(self) -> None:
@@ -83,3 +83,30 @@ def make(config: MQARConfig, seed: int) -> Batch:
     if c.random_fillers:
         inputs = np.where(inputs == 0, rng.randint(c.vocab_size, size=inputs.shape), inputs)
     return Batch(inputs.copy(), targets[:, 1:].copy())
+
+
+def with_strangers(config: MQARConfig, seed: int) -> tuple[Int[ndarray, "B T"], Int[ndarray, "B T"]]:
+    """Rows in which about half of the queries ask for keys that were never shown.
+
+    Returns:
+        The rows, and for each position 1 where a stranger is asked for, 0 where a shown key is, -100
+        where nothing is asked.
+
+    Raises:
+        ValueError: a vocabulary whose keys are all shown.
+    """
+    keys = np.arange(1, config.vocab_size // 2)
+    if len(keys) < 2 * config.num_pairs:
+        raise ValueError(
+            f"vocab_size {config.vocab_size} has {len(keys)} keys, too few to ask for as many strangers as "
+            f"{config.num_pairs} pairs: give at least {4 * config.num_pairs + 2}."
+        )
+    batch, rng = make(config, seed), np.random.default_rng(seed)
+    inputs, kind = batch.inputs.copy(), np.where(batch.targets == IGNORED, IGNORED, 0)
+    for row, asked in zip(inputs, kind, strict=True):
+        places = np.flatnonzero(asked == 0)
+        places = places[rng.random(len(places)) < 0.5]
+        unseen = np.setdiff1d(keys, row[: 2 * config.num_pairs : 2])
+        row[places] = rng.choice(unseen, size=len(places), replace=False)
+        asked[places] = 1
+    return inputs, kind

@@ -53,10 +53,10 @@ class TrainConfig:
 
     steps: int = 1000
     batch_size: int = 32
-    learning_rate: float = 3e-3
-    warmup: float = 0.1
-    weight_decay: float = 0.1
-    clip: float = 1.0
+    learning_rate: float | int = 3e-3
+    warmup: float | int = 0.1
+    weight_decay: float | int = 0.1
+    clip: float | int = 1.0
     save_every: int = 200
     log_every: int = 20
     seed: int = 0

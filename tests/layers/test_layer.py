@@ -1,0 +1,161 @@
+"""The layer: what it is under each structure, its cache, padding and packing."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bayesmem import BayesianLayer, BayesianLayerConfig
+from bayesmem.ops import COVARIANCES
+
+SIZES = {"hidden_size": 24, "num_heads": 2, "head_dim": 6, "num_value_heads": 4, "value_dim": 5}
+
+
+def make(covariance="full", dtype=torch.float64, **options) -> BayesianLayer:
+    torch.manual_seed(0)
+    config = BayesianLayerConfig(**SIZES | {"covariance": covariance, "retention_init": 0.9} | options)
+    return BayesianLayer(config).to(dtype)
+
+
+def hidden(rows=2, length=19, dtype=torch.float64) -> torch.Tensor:
+    return torch.randn(rows, length, SIZES["hidden_size"], generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_cached_equals_uncached(covariance, dtype):
+    layer, x = make(covariance, dtype), hidden(dtype=dtype)
+    whole = layer(x, use_cache=True, output_uncertainty=True)
+    cache, parts = None, []
+    for piece in x.split([7, 1, 1, 9, 1], dim=1):
+        out = layer(piece, cache=cache, use_cache=True, output_uncertainty=True)
+        cache = out.cache
+        parts.append(out)
+    close = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 2e-6}
+    for name in ("hidden_states", "predictive_var", "log_evidence"):
+        joined = torch.cat([getattr(part, name) for part in parts], 1)
+        torch.testing.assert_close(joined, getattr(whole, name), **close)
+    torch.testing.assert_close(cache.belief.mean, whole.cache.belief.mean, **close)
+    torch.testing.assert_close(cache.conv_tail, whole.cache.conv_tail, **close)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal", "reset"])
+def test_padding_changes_nothing(covariance):
+    layer, x = make(covariance), hidden()
+    mask = torch.ones(2, 19, dtype=torch.long)
+    mask[0, :5] = 0  # left
+    mask[1, 14:] = 0  # right
+    out = layer(x, attention_mask=mask, use_cache=True)
+    first, second = layer(x[:1, 5:], use_cache=True), layer(x[1:, :14], use_cache=True)
+    torch.testing.assert_close(out.hidden_states[:1, 5:], first.hidden_states)
+    torch.testing.assert_close(out.hidden_states[1:, :14], second.hidden_states)
+    torch.testing.assert_close(out.cache.belief.mean[0], first.cache.belief.mean[0])
+    torch.testing.assert_close(out.cache.belief.mean[1], second.cache.belief.mean[0])
+
+
+def test_packed_equals_separate():
+    layer, x = make(), hidden(rows=1)
+    bounds = [0, 3, 4, 19]
+    packed = layer(x, cu_seqlens=torch.tensor(bounds)).hidden_states
+    for start, stop in pairwise(bounds):
+        torch.testing.assert_close(packed[:, start:stop], layer(x[:, start:stop]).hidden_states)
+
+
+def test_reset_is_gated_delta_net():
+    """Against Gated DeltaNet's published recurrence, written here as a loop."""
+    layer, x = make("reset"), hidden()
+    heads, groups = 4, 2
+
+    def mixed(projection, convolution):
+        raw = F.pad(projection(x), (0, 0, 3, 0))
+        taps = convolution.weight
+        return F.silu(sum(raw[:, i : i + x.shape[1]] * taps[:, i] for i in range(4)))
+
+    p, g = layer.projections, layer.gates
+    q, k = (
+        F.normalize(mixed(*pair).unflatten(-1, (2, -1)), dim=-1).repeat_interleave(groups, 2)
+        for pair in ((p.q_proj, p.q_conv1d), (p.k_proj, p.k_conv1d))
+    )
+    v = mixed(p.v_proj, p.v_conv1d).unflatten(-1, (heads, -1))
+    decay = torch.exp(-g.A_log.exp() * F.softplus(g.a_proj(x) + g.dt_bias))
+    beta = torch.sigmoid(g.b_proj(x))
+    state, outputs = torch.zeros(2, heads, 6, 5, dtype=x.dtype), []
+    for t in range(x.shape[1]):
+        state = decay[:, t, :, None, None] * state
+        error = v[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t])
+        state = state + torch.einsum("bhk,bhv->bhkv", beta[:, t, :, None] * k[:, t], error)
+        outputs.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
+    o = torch.stack(outputs, 1)
+    normed = o * torch.rsqrt(o.pow(2).mean(-1, keepdim=True) + 1e-5) * layer.readout.o_norm.weight
+    gated = normed * F.silu(layer.readout.g_proj(x).unflatten(-1, (heads, -1)))
+    expected = layer.readout.o_proj(gated.flatten(-2))
+    # unit_norm has an epsilon of 1e-6 under its root, F.normalize none that counts
+    torch.testing.assert_close(layer(x).hidden_states, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_retention_is_the_delta_rule():
+    """A retention gate fully shut turns the full covariance into the reset."""
+    full, reset = make("full"), make("reset")
+    reset.load_state_dict(full.state_dict(), strict=False)
+    with torch.no_grad():
+        full.gates.retention_bias.fill_(-1e3)
+    x = hidden()
+    torch.testing.assert_close(full(x).hidden_states, reset(x).hidden_states)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_every_parameter_learns(covariance):
+    layer = make(covariance, torch.float32)
+    layer(hidden(dtype=torch.float32)).hidden_states.square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_half_precision_keeps_a_wide_belief():
+    layer = make(dtype=torch.bfloat16)
+    out = layer(hidden(dtype=torch.bfloat16), use_cache=True)
+    assert out.hidden_states.dtype == torch.bfloat16
+    assert out.cache.belief.cov.dtype == torch.float32
+    wide = make()
+    wide.load_state_dict(layer.state_dict())
+    exact = wide(hidden(dtype=torch.bfloat16).double()).hidden_states
+    assert (out.hidden_states - exact).norm() / exact.norm() < 0.02
+
+
+def test_state_size_is_what_the_cache_holds():
+    for covariance in COVARIANCES:
+        layer = make(covariance)
+        belief = layer(hidden(rows=1), use_cache=True).cache.belief
+        held = belief.mean.numel() + (0 if belief.cov is None else belief.cov.numel())
+        assert layer.config.state_size == held
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_heads": 0}, "num_heads is 0"),
+        ({"num_value_heads": 3}, "multiple of num_heads 2"),
+        ({"covariance": "fulll"}, "'fulll'"),
+        ({"retention": "some"}, "'some'"),
+        ({"conv_size": -1}, "conv_size is -1"),
+        ({"retention_init": 1.0}, "retention_init is 1.0"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_options_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        make(**options)
+
+
+def test_bad_inputs_are_refused():
+    layer = make()
+    with pytest.raises(ValueError, match="width 23"):
+        layer(hidden()[..., :-1])
+    with pytest.raises(ValueError, match="cu_seqlens with a cache"):
+        layer(hidden(rows=1), cu_seqlens=torch.tensor([0, 19]), use_cache=True)
+    x = hidden()
+    x[0, 3, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        layer(x)

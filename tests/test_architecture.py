@@ -1,0 +1,35 @@
+"""Imports run one way; this reads them all."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bayesmem
+
+ROOT = Path(bayesmem.__file__).parent
+BELOW = {
+    "types": set(),
+    "ops": {"types"},
+    "theory": {"types"},
+    "tasks": {"types"},
+    "report": {"types"},
+    "layers": {"ops", "types"},
+    "models": {"layers", "ops", "types"},
+    "train": {"models", "types"},
+    "experiments": {"train", "tasks", "theory", "report", "models", "layers", "ops", "types"},
+    "cli": {"experiments", "report", "tasks"},
+    "__init__": {"layers", "ops", "types"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    names = [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
+    return {name.split(".")[1] for name in names if name.startswith("bayesmem.")}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_point_down(path):
+    place = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    assert imported(path) - {place} <= BELOW[place]

@@ -1,0 +1,90 @@
+"""The command line as a user meets it, with tiny settings."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from bayesmem import cli
+from bayesmem.experiments import recall
+from bayesmem.report.records import Records
+
+
+def bayesmem(*arguments, cwd=None):
+    return subprocess.run([sys.executable, "-m", "bayesmem.cli", *arguments], capture_output=True, text=True, cwd=cwd)
+
+
+def test_every_command_has_help():
+    for command in ([], ["demo"], ["run"], ["run", "collision"], ["run", "recall"], ["run", "text"], ["report"]):
+        result = CliRunner().invoke(cli.app, [*command, "--help"])
+        assert result.exit_code == 0 and "Usage" in result.output
+
+
+def test_collision_writes_records_and_a_page(tmp_path):
+    result = CliRunner().invoke(cli.app, ["run", "collision", "--out", str(tmp_path), "--rows", "3"])
+    assert result.exit_code == 0
+    assert (tmp_path / "report.html").is_file()
+    before = Records(tmp_path / "records.jsonl").all()
+    CliRunner().invoke(cli.app, ["run", "collision", "--out", str(tmp_path), "--rows", "3"])
+    assert Records(tmp_path / "records.jsonl").all() == before  # nothing is done twice
+
+
+def test_recall_end_to_end(tmp_path):
+    tiny = recall.RecallConfig(
+        vocab_size=20,
+        hidden_size=16,
+        head_dim=4,
+        trained=((16, 2),),
+        tested=((16, 2), (16, 3)),
+        rows=40,
+        test_rows=10,
+        train=recall.TrainConfig(steps=3, batch_size=8),
+    )
+    recall.run(tiny, tmp_path)
+    records = Records(tmp_path / "records.jsonl")
+    bayes, delta = (records.find("recall", name) for name in ("Bayesian Layer", "Gated DeltaNet"))
+    assert [row[:2] for row in bayes.figures["accuracy"]] == [[16, 2], [16, 3]]
+    assert sum(count for *_, count in bayes.figures["by_variance"]) == 30
+    assert delta.figures["state_per_layer"] >= bayes.figures["state_per_layer"] == 32
+
+
+def test_auroc():
+    import numpy as np
+
+    score, positive = np.array([0.1, 0.2, 0.2, 0.9]), np.array([False, False, True, True])
+    assert recall.auroc(score, positive) == pytest.approx(3.5 / 4)
+    assert recall.auroc(score, np.zeros(4, bool)) == 0.5
+
+
+def test_text_end_to_end(tmp_path):
+    result = bayesmem("run", "text", "--steps", "2", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "held-out bits per byte" in result.stdout
+    html = (tmp_path / "report.html").read_text()
+    assert 'class="passage"' in html
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["demo", "--text", "missing.txt"], "no text file at missing.txt"),
+        (["run", "collision", "--noise", "-1"], "noise_var is -1"),
+        (["report", "nowhere"], "no records at"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, arguments, said):
+    result = bayesmem(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert said in result.stderr.replace("\n", " ") and "Traceback" not in result.stderr
+
+
+def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt("stopped at step 3")
+
+    monkeypatch.setattr(cli, "_recall", interrupted)
+    result = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 130
+    assert "stopped at step 3" in result.output and "goes on from here" in result.output
+    assert (tmp_path / "report.html").is_file()
