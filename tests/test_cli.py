@@ -86,5 +86,5 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "_recall", interrupted)
     result = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 130
-    assert "stopped at step 3" in result.output and "goes on from here" in result.output
+    assert "stopped at step 3" in result.output and "same command goes on" in result.output
     assert (tmp_path / "report.html").is_file()

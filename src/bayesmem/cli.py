@@ -63,7 +63,7 @@ def run_recall(
     head_dim: Annotated[int | None, typer.Option(min=1, help="K = V of the Bayesian Layer.")] = None,
     vocab_size: Annotated[int | None, typer.Option(min=8, help="Tokens; half of them are keys.")] = None,
 ) -> None:
-    """Two layers of equal state learn MQAR and are asked for more than they trained on (minutes)."""
+    """Layers of equal state learn MQAR and are asked for more than they trained on (minutes)."""
     _prepare()
     given = {"head_dim": head_dim, "vocab_size": vocab_size}
     _finish(out, (lambda: _recall(out, seed, steps, **{k: v for k, v in given.items() if v is not None}),))
@@ -92,7 +92,7 @@ def _prepare() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def _collision(out: Path, seed: int, **changes: float) -> None:
+def _collision(out: Path, seed: int, **changes: float | int) -> None:
     from bayesmem.experiments import collision
 
     collision.run(collision.CollisionRun(seed=seed, **changes), out)  # type: ignore[arg-type]
@@ -137,7 +137,7 @@ def _table(records: Records) -> None:
         return
     table = Table(*("", *page.NAMES))
     for row in rows:
-        values = [f"[bold]{v}[/bold]" if i == row.best else v for i, v in enumerate(row.values)]
+        values = [f"[bold]{v}[/bold]" if i in row.best else v for i, v in enumerate(row.values)]
         table.add_row(row.what, *values)
     console.print(table)
 

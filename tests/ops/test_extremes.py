@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor
 
 from bayesmem.ops import Assumptions, Backend, Discount
@@ -19,6 +20,12 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return ((actual.double() - expected).abs().max() / expected.abs().max()).item()
 
 
+def mark_slow(design: Design) -> Design | ParameterSet:
+    """One design of each structure and of each full-covariance noise stays in the quick run."""
+    slow = design.noise != "prior_mixing" and design.covariance != "full"
+    return pytest.param(design, marks=pytest.mark.slow) if slow else design
+
+
 def steadily(case: Case, log_gate: float, noise: float) -> Case:
     """Constant gates and observation noise, unit keys, the prior at the start."""
     x = case.tensors
@@ -28,7 +35,7 @@ def steadily(case: Case, log_gate: float, noise: float) -> Case:
     return case.with_(k=keys, mean=None, cov=None, **changed)
 
 
-@pytest.mark.parametrize("design", DESIGNS, ids=label)
+@pytest.mark.parametrize("design", [mark_slow(design) for design in DESIGNS], ids=label)
 def test_long_sequences_in_float32_stay_on_course(design: Design):
     """After 16,384 tokens the float32 chunks agree with a float64 loop that saw the last few hundred only."""
     case = steadily(make_case(design, length=LONG, heads=1, key_dim=4, value_dim=2), -0.1, 0.1)
@@ -72,10 +79,9 @@ def test_ratios_after_resets_keep_their_accuracy(zero: float, channels: int):
     assert (ratios <= 1).all()
 
 
-@pytest.mark.parametrize("reset", [-60.0, -torch.inf])
 @pytest.mark.parametrize("backend", [Backend("recurrent"), Backend("chunk", 64)], ids=label)
 @pytest.mark.parametrize(("design", "channels"), each_design(), ids=label)
-def test_accuracy_after_hard_resets_in_float32(design: Design, channels: bool, backend: Backend, reset: float):
+def test_accuracy_after_hard_resets_in_float32(design: Design, channels: bool, backend: Backend):
     case = steadily(make_case(design, channels=channels, length=48), -0.05, 0.5).to(torch.float32)
     gates = {
         name: case.tensors[name].clone()
@@ -83,7 +89,7 @@ def test_accuracy_after_hard_resets_in_float32(design: Design, channels: bool, b
         if name in case.tensors
     }
     for gate in gates.values():
-        gate[:, 5::6] = reset
+        gate[:, 5::12], gate[:, 11::12] = -60.0, -torch.inf
     case = case.with_(**gates)
     out, exact = case.run(backend), case.to(torch.float64).run("recurrent")
     for name, expected in fields(exact).items():
@@ -103,7 +109,7 @@ def strong(case: Case) -> Case:
     return case.with_(**x)
 
 
-@pytest.mark.parametrize("backend", [BACKENDS[0], Backend("chunk"), Backend("chunk", 64)], ids=str)
+@pytest.mark.parametrize("backend", [Backend("recurrent"), Backend("chunk", 64)], ids=label)
 @pytest.mark.parametrize(("design", "channels"), each_design(), ids=label)
 def test_strong_decays_neither_overflow_nor_lose_gradients(design: Design, channels: bool, backend: Backend):
     case = strong(make_case(design, channels=channels, length=80, heads=1))
@@ -144,7 +150,7 @@ def test_split_and_resumed_in_float32(design: Design, backend: Backend):
 
 
 @pytest.mark.parametrize("backend", [Backend("recurrent"), Backend("chunk")], ids=label)
-@pytest.mark.parametrize("norm", [3.0, 10.0, 30.0, 100.0])
+@pytest.mark.parametrize("norm", [10.0, 100.0])
 @pytest.mark.parametrize("design", [*CARRIED, Design("reset", "prior_mixing")], ids=label)
 def test_keys_of_any_norm_in_float32(design: Design, norm: float, backend: Backend):
     """One key for ever, not normalised, under the least observation noise that is let through."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import oracles
-from bayesmem.ops import Additive, Assumptions, Backend, Discount, PriorMixing, bayesian_filter
+from bayesmem.ops import Backend, Discount
 from bayesmem.types import FilterOutput
-from ops.cases import BACKENDS, CARRIED, FLOOR, LATENT, Case, Design, each_design, fields, label, make_case
+from ops.cases import BACKENDS, CARRIED, FLOOR, LATENT, Case, Design, each_design, label, make_case
 from oracles import Array, Linear, Posterior
 
 RTOL = 1e-10
@@ -233,34 +233,3 @@ def test_latent_input_adds_and_measures_nothing(design: Design, channels: bool):
             close(out.predictive_var[0, t, head], x["q"][t] @ cov @ x["q"][t])
         close(out.final_belief.mean[0, head], mean)
         close(out.final_belief.cov[0, head], cov)
-
-
-@pytest.mark.parametrize("covariance", ["full", "diagonal", "isotropic", "reset", "steady_state"])
-def test_observation_noise_has_a_floor_unless_reset(covariance: str):
-    """The floor is a fraction of the mean prior variance; a released delta rule must pass below it."""
-    case = make_case(Design(covariance, "prior_mixing")).with_(cov=None)
-    x, prior = case.tensors, case.tensors["prior_var"]
-    assumptions = replace(case.assumptions(), obs_noise_floor=0.3)
-
-    def run(obs_noise: Tensor) -> FilterOutput:
-        return case.with_(obs_noise=obs_noise).run(assumptions=assumptions)
-
-    below = torch.full_like(x["obs_noise"], 1e-3)
-    raised = run((0.3 * prior.mean(-1)).expand_as(below))
-    same = all(torch.equal(a, b) for a, b in zip(fields(run(below)).values(), fields(raised).values(), strict=True))
-    assert same is (covariance != "reset")
-
-
-def test_defaults_are_a_unit_prior_retained_as_the_mean_decays():
-    x = make_case(Design(FULL, "prior_mixing")).tensors
-    arguments = [x[name] for name in ("q", "k", "v", "log_decay", "obs_noise")]
-    every = ("predictive_var", "log_evidence", "final_belief")
-    default = bayesian_filter(*arguments, outputs=every)
-    spelled = Assumptions("full", PriorMixing(x["log_decay"]), torch.ones(2, 3, dtype=torch.float64))
-    explicit = bayesian_filter(*arguments, spelled, outputs=every)
-    for name, field in fields(default).items():
-        assert torch.equal(field, fields(explicit)[name])
-    without = bayesian_filter(x["q"], x["k"], x["v"], None, x["obs_noise"], Assumptions(process_noise=Additive()))
-    still = bayesian_filter(x["q"], x["k"], x["v"], torch.zeros_like(x["log_decay"]), x["obs_noise"])
-    np.testing.assert_allclose(without.o.numpy(), still.o.numpy(), rtol=1e-13)
-    assert (without.predictive_var, without.log_evidence, without.final_belief) == (None, None, None)

@@ -13,7 +13,7 @@ from bayesmem.models import BayesMemConfig, BayesMemForCausalLM
 from bayesmem.report.records import Records
 
 RECORDS = "records.jsonl"
-BAYESIAN, GATED_DELTA = "Bayesian Layer", "Gated DeltaNet"
+BAYESIAN, GATED_DELTA, WIDE_VALUES = "Bayesian Layer", "Gated DeltaNet", "Gated DeltaNet, V = 2K"
 
 
 def records_in(out: Path) -> Records:
@@ -22,14 +22,17 @@ def records_in(out: Path) -> Records:
 
 
 def matched_mixers(num_heads: int, head_dim: int) -> dict[str, dict[str, Any]]:
-    """The two mixers at the same state size, K = V in both.
+    """The mixers at the same state size, the Bayesian Layer's covariance counted.
 
-    The Bayesian Layer's covariance counts as state. What Gated DeltaNet saves there goes into
-    wider heads, rounded up, so that it never has the smaller state.
+    What Gated DeltaNet saves there goes either into square heads, keys wider by the root of two
+    (rounded up, so that it never has the smaller state), or into values twice as wide, as its
+    authors shape it.
     """
     wider = math.ceil(math.sqrt(2) * head_dim)
+    reset = {"num_heads": num_heads, "covariance": "reset"}
     return {
-        GATED_DELTA: {"num_heads": num_heads, "head_dim": wider, "covariance": "reset"},
+        GATED_DELTA: reset | {"head_dim": wider},
+        WIDE_VALUES: reset | {"head_dim": head_dim, "value_dim": 2 * head_dim},
         BAYESIAN: {"num_heads": num_heads, "head_dim": head_dim, "covariance": "full"},
     }
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bayesmem.experiments.common import BAYESIAN, Rows, build, matched_mixers, records_in, sizes
+from bayesmem.experiments.common import BAYESIAN, GATED_DELTA, Rows, build, matched_mixers, records_in, sizes
 from bayesmem.models import BayesMemForCausalLM
 from bayesmem.tasks import text
 from bayesmem.train import TrainConfig, train
@@ -34,14 +34,14 @@ class TextConfig:
     """
 
     path: str | None = None
-    hidden_size: int = 128
+    hidden_size: int = 96
     num_layers: int = 2
     num_heads: int = 2
     head_dim: int = 32
     length: int = 256
     held_out_bytes: int = 16_384
     passage: int = 600
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=400, batch_size=16, learning_rate=4e-3))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=300, batch_size=16, learning_rate=4e-3))
 
     def __post_init__(self) -> None:
         for name in ("length", "held_out_bytes", "passage"):
@@ -57,7 +57,7 @@ def run(config: TextConfig, out: Path) -> None:
     if len(data.held_out) <= config.length:
         raise ValueError(f"{data.name} leaves {len(data.held_out)} held-out bytes; length {config.length} needs more.")
     records, settings = records_in(out), asdict(config)
-    for name, mixer in matched_mixers(config.num_heads, config.head_dim).items():
+    for name in (GATED_DELTA, BAYESIAN):
         if records.find(EXPERIMENT, name, settings):
             continue
         model = build(
@@ -66,7 +66,7 @@ def run(config: TextConfig, out: Path) -> None:
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_layers,
             intermediate_size=2 * config.hidden_size,
-            mixer=mixer,
+            mixer=matched_mixers(config.num_heads, config.head_dim)[name],
         )
         count = config.train.steps * config.train.batch_size
         rows = text.windows(data.train, config.length, count, config.train.seed)

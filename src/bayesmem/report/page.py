@@ -2,8 +2,10 @@
 
 import base64
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -11,7 +13,8 @@ from markupsafe import Markup
 from bayesmem.report import plots
 from bayesmem.report.records import Record, Records
 
-NAMES = ("Gated DeltaNet", "Bayesian Layer")
+NAMES = ("Gated DeltaNet", "Gated DeltaNet, V = 2K", "Bayesian Layer")
+BAYESIAN = NAMES[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +23,13 @@ class Row:
 
     Attributes:
         what: what was measured.
-        values: one text for each of ``NAMES``.
-        best: index of the better one, where one is.
+        values: one text for each of ``NAMES``, empty where it was not measured.
+        best: indices of the best ones, where one can be better.
     """
 
     what: str
-    values: tuple[str, str]
-    best: int | None = None
+    values: tuple[str, ...]
+    best: tuple[int, ...] = ()
 
 
 def write(records: Records, path: Path) -> Path:
@@ -41,7 +44,7 @@ def write(records: Records, path: Path) -> Path:
         loader=PackageLoader("bayesmem.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["picture"] = _embed
-    recall, text = _pair(records, "recall"), _pair(records, "text")
+    recall, text = _found(records, "recall"), _found(records, "text")
     repeats, collided = (records.find("collision", name) for name in ("repeats", "collision"))
     page = environment.get_template("page.html.j2").render(
         names=NAMES,
@@ -57,7 +60,7 @@ def write(records: Records, path: Path) -> Path:
         text=text,
         text_losses=plots.losses(text, "training loss, bits per byte", 1 / math.log(2)) if text else None,
         text_variance=_by_variance(text, "bits_by_variance", "bits per byte"),
-        passage=_passage(text.get(NAMES[1])),
+        passage=_passage(text.get(BAYESIAN)),
         context=records.all()[-1].context,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,37 +69,36 @@ def write(records: Records, path: Path) -> Path:
 
 
 def summary(records: Records) -> list[Row]:
-    """The short table: what both models reached."""
+    """The short table: what the models reached."""
     rows = []
-    recall, text = _pair(records, "recall"), _pair(records, "text")
-    if len(recall) == 2:
-        pair = [recall[name] for name in NAMES]
-        rows.append(Row("recall: state numbers a layer", _texts(pair, "state_per_layer", "{:,}")))
-        trained = max(pairs for _, pairs in pair[0].settings["trained"])
-        for (length, pairs, delta), (*_, bayes) in zip(*(r.figures["accuracy"] for r in pair), strict=True):
-            where = "trained" if pairs <= trained else "beyond training"
-            values = (f"{delta:.3f}", f"{bayes:.3f}")
-            rows.append(Row(f"recall of {pairs} pairs in {length} tokens ({where})", values, _best(values, high=True)))
-    if len(text) == 2:
-        pair = [text[name] for name in NAMES]
-        rows.append(Row("text: state numbers a layer", _texts(pair, "state_per_layer", "{:,}")))
-        rows.append(Row("text: parameters", _texts(pair, "parameters", "{:,}")))
-        bits = _texts(pair, "bits_per_byte", "{:.3f}")
-        rows.append(Row("text: held-out bits per byte", bits, _best(bits, high=False)))
+    recall, text = _found(records, "recall"), _found(records, "text")
+    if recall:
+        rows.append(_row("recall: state numbers a layer", _figures(recall, "state_per_layer"), "{:,}"))
+        trained = max(pairs for _, pairs in next(iter(recall.values())).settings["trained"])
+        accuracies = _figures(recall, "accuracy")
+        for i, (length, pairs, _) in enumerate(next(iter(accuracies.values()))):
+            what = f"recall of {pairs} pairs in {length} tokens ({'trained' if pairs <= trained else 'beyond'})"
+            rows.append(_row(what, {name: rows[i][2] for name, rows in accuracies.items()}, "{:.3f}", best=max))
+    if text:
+        rows.append(_row("text: state numbers a layer", _figures(text, "state_per_layer"), "{:,}"))
+        rows.append(_row("text: parameters", _figures(text, "parameters"), "{:,}"))
+        rows.append(_row("text: held-out bits per byte", _figures(text, "bits_per_byte"), "{:.3f}", best=min))
     return rows
 
 
-def _texts(pair: list[Record], figure: str, form: str) -> tuple[str, str]:
-    first, second = (form.format(record.figures[figure]) for record in pair)
-    return first, second
+def _figures(models: dict[str, Record], figure: str) -> dict[str, Any]:
+    return {name: record.figures[figure] for name, record in models.items()}
 
 
-def _best(values: tuple[str, str], high: bool) -> int | None:
-    first, second = map(float, values)
-    return None if first == second else int((second > first) == high)
+def _row(what: str, figures: dict[str, Any], form: str, best: Callable[[list[str]], str] | None = None) -> Row:
+    values = tuple(form.format(figures[name]) if name in figures else "" for name in NAMES)
+    given = [value for value in values if value]
+    if best is None or len(set(given)) < 2:
+        return Row(what, values)
+    return Row(what, values, tuple(i for i, value in enumerate(values) if value == best(given)))
 
 
-def _pair(records: Records, experiment: str) -> dict[str, Record]:
+def _found(records: Records, experiment: str) -> dict[str, Record]:
     found = {name: records.find(experiment, name) for name in NAMES}
     return {name: record for name, record in found.items() if record}
 
@@ -107,12 +109,12 @@ def _covered(*sweeps: Record | None) -> float | None:
 
 
 def _by_variance(models: dict[str, Record], figure: str, ylabel: str) -> plots.Picture | None:
-    record = models.get(NAMES[1])
+    record = models.get(BAYESIAN)
     return plots.by_variance(record.figures[figure], ylabel) if record else None
 
 
 def _strangers(models: dict[str, Record]) -> plots.Picture | None:
-    record = models.get(NAMES[1])
+    record = models.get(BAYESIAN)
     return plots.strangers(record.figures["stranger_auroc"]) if record else None
 
 

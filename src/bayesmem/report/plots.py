@@ -18,6 +18,7 @@ PALETTE = {
 }
 for _colours in PALETTE.values():
     _colours["Delta rule"] = _colours["Gated DeltaNet"]
+    _colours["Gated DeltaNet, V = 2K"] = "#a08a4f"
     _colours["Linear attention"] = "#8a93a3"
 WIDTH = {1: 5.2, 2: 9.0}
 
