@@ -41,8 +41,8 @@ ASSUMPTIONS = {
     "steady-heads": (Assumptions("steady_state", steady_var=torch.ones(G)), "steady_var", "axis H is 2, expected 4"),
     "steady-0": (Assumptions("steady_state", steady_var=zeros(H)), "steady_var must be positive", "0"),
     "steady-unused": (Assumptions("full", steady_var=torch.ones(H)), "steady_var", "covariance='steady_state'", "full"),
-    "floor-below-0": (Assumptions(obs_noise_floor=-1.0), "obs_noise_floor is -1.0", ">= 0"),
-    "floor-nan": (Assumptions(obs_noise_floor=math.nan), "obs_noise_floor is nan", ">= 0"),
+    "floor-below-0": (Assumptions(obs_noise_floor=-1.0), "obs_noise_floor is -1.0", "non-negative"),
+    "floor-nan": (Assumptions(obs_noise_floor=math.nan), "obs_noise_floor is nan", "non-negative"),
     "floor-inf": (Assumptions(obs_noise_floor=math.inf), "obs_noise_floor is inf", "finite"),
 }
 for structure in ("reset", "steady_state"):

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 from torch import Tensor
 
 from bayesmem.ops import Assumptions, Backend, Discount
@@ -20,7 +19,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return ((actual.double() - expected).abs().max() / expected.abs().max()).item()
 
 
-def mark_slow(design: Design) -> Design | ParameterSet:
+def mark_slow(design: Design) -> object:
     """One design of each structure and of each full-covariance noise stays in the quick run."""
     slow = design.noise != "prior_mixing" and design.covariance != "full"
     return pytest.param(design, marks=pytest.mark.slow) if slow else design

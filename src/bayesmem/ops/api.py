@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -82,6 +82,7 @@ def bayesian_filter(
     assumptions = assumptions or Assumptions()
     backend = Backend(backend) if isinstance(backend, str) else backend
     bounds = _check(q, k, v, log_decay, obs_noise, assumptions, initial_belief, cu_seqlens, outputs, backend)
+    check.check_numbers(assumptions, _working_dtype(q))
     named = _named_tensors(q, k, v, log_decay, obs_noise, assumptions, initial_belief)
     check.check_kinds([(name, x) for name, x, _ in named], q)
     if validate is None:
@@ -93,10 +94,13 @@ def bayesian_filter(
         want_var = "predictive_var" in outputs
 
         def solve(p: Problem) -> Solution:
-            name = backend.name
-            if name == "recurrent" or (name == "auto" and p.q.shape[2] == 1):
-                return filter_recurrent(p, want_var)
-            return filter_chunk(p, want_var, backend.chunk_size)
+            one_token = backend.name == "auto" and p.q.shape[2] == 1
+            if backend.name == "recurrent" or one_token:
+                solution = filter_recurrent(p)
+            else:
+                solution = filter_chunk(p, want_var, backend.chunk_size)
+            # What some rules give unasked is dropped, so that packed parts by either back end agree.
+            return solution if want_var else replace(solution, predictive_var=None)
 
         solution = solve(problem) if bounds is None else solve_packed(problem, bounds, solve)
         return _output(solution, v.dtype, _working_dtype(q), outputs)
@@ -120,8 +124,8 @@ def _check(
 ) -> list[int] | None:
     sizes: dict[str, int] = {}
     check.one_of("backend", backend.name, BACKENDS)
-    if backend.chunk_size is not None and backend.chunk_size < 1:
-        raise ValueError(f"chunk_size is {backend.chunk_size}; expected at least 1.")
+    if backend.chunk_size is not None and (not isinstance(backend.chunk_size, int) or backend.chunk_size < 1):
+        raise ValueError(f"chunk_size is {backend.chunk_size!r}; expected a whole number, at least 1.")
     if isinstance(outputs, str):
         raise ValueError(f"outputs is the string {outputs!r}; expected a sequence, such as ({outputs!r},).")
     for output in outputs:
@@ -154,12 +158,6 @@ def _named_tensors(
     belief: Belief | None,
 ) -> list[tuple[str, Tensor, str]]:
     noise = assumptions.process_noise
-    floats = [("prior_var", assumptions.prior_var, "positive")]
-    if isinstance(noise, Additive):
-        floats.append(("process noise variance", noise.variance, "non-negative"))
-    for name, value, sign in floats:
-        if not isinstance(value, Tensor):
-            check.check_number(name, value, sign)
     named = [
         ("q", q, "any"),
         ("k", k, "any"),
@@ -171,7 +169,8 @@ def _named_tensors(
         ("steady_var", assumptions.steady_var, "positive"),
         ("initial_belief.mean", belief.mean if belief else None, "any"),
         ("initial_belief.cov", belief.cov if belief else None, "any"),
-        *floats,
+        ("prior_var", assumptions.prior_var, "positive"),
+        ("process noise variance", noise.variance if isinstance(noise, Additive) else None, "non-negative"),
     ]
     return [(name, x, sign) for name, x, sign in named if isinstance(x, Tensor)]
 
@@ -224,7 +223,8 @@ def _problem(
     else:
         observed = stream(obs_noise)
         if covariance != "reset":
-            observed = torch.maximum(observed, assumptions.obs_noise_floor * prior.mean(-1)[:, None])
+            power = stream(k).square().sum(-1).repeat_interleave(heads // k.shape[2], 1)
+            observed = torch.maximum(observed, assumptions.obs_noise_floor * prior.mean(-1)[:, None] * power)
     rows = batch if bounds is None else len(bounds) - 1
     mean = q.new_zeros(rows, heads, key_dim, value_dim, dtype=dtype) if belief is None else belief.mean.to(dtype)
     prior_cov = {
@@ -260,6 +260,5 @@ def _output(s: Solution, dtype: torch.dtype, working: torch.dtype, outputs: Sequ
         evidence = -0.5 * (size * (2 * math.pi * spread).log() + (s.innovation**2).sum(-1) / spread)
         evidence = evidence.transpose(1, 2).to(working)
     if "final_belief" in outputs:
-        cov = s.final_belief.cov
-        belief = Belief(s.final_belief.mean.to(working), None if cov is None else cov.to(working))
+        belief = s.final_belief  # in the dtype it was computed in, so that nothing is lost
     return FilterOutput(o, var, evidence, belief)

@@ -77,9 +77,9 @@ class Assumptions:
             the mean-field fixed point of docs/math.md section 6.
         write: ``measurement`` (the token measures the memory through its key) or
             ``latent_input`` (the token's outer product drives the memory; nothing is measured).
-        obs_noise_floor: observation noise is raised to at least this fraction of the mean prior
-            variance where a covariance is propagated (not under ``reset``), which bounds the
-            condition of the float32 factorisations.
+        obs_noise_floor: observation noise is raised to at least this fraction of ``p0 |k|^2``, the
+            prior's own variance along the key (not under ``reset``): it bounds what one token can
+            tell, and with it the condition of the float32 factorisations.
     """
 
     covariance: Covariance = "full"

@@ -64,7 +64,12 @@ def _gains(p: Problem, want_var: bool, chunk_size: int | None) -> Gains:
 
 def _filter_precision(p: Problem, chunk_size: int | None) -> Solution:
     assert isinstance(p.noise, PrecisionNoise) and p.initial.cov is not None
-    start = torch.cholesky_inverse(torch.linalg.cholesky(p.initial.cov))
+    factor, failed = torch.linalg.cholesky_ex(p.initial.cov)
+    if p.initial.cov.device.type == "cpu" and failed.any():
+        raise ValueError(
+            "initial_belief.cov is not positive definite; this noise works on its inverse: add a diagonal."
+        )
+    start = torch.cholesky_inverse(factor)
     size = chunk_size or PRECISION_CHUNK
     gains: PrecisionGains = precision_pass(p.q, p.k, p.noise.log_discount, p.noise.floor, p.obs_noise, start, size)
     cov = torch.cholesky_inverse(torch.linalg.cholesky_ex(gains.final_precision).L)

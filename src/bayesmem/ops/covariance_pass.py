@@ -94,6 +94,6 @@ def _chunk(
         outputs.append((prior - explained).clamp(min=0))
     kept = since[..., -1, :]
     left = ratios[..., -1, :, :] * written
-    cov = kept[..., :, None] * cov * kept[..., None, :] - left.mT @ left
+    cov = cov * (kept[..., :, None] * kept[..., None, :]) - left.mT @ left
     cov = cov + torch.diag_embed(gathered[..., -1, :].expand(cov.shape[:-1]))
     return 0.5 * (cov + cov.mT), tuple(outputs)

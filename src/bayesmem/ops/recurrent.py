@@ -10,7 +10,7 @@ from bayesmem.ops.problem import Problem, Solution
 from bayesmem.types import Belief
 
 
-def filter_recurrent(problem: Problem, want_var: bool) -> Solution:
+def filter_recurrent(problem: Problem) -> Solution:
     """Filter token by token, by the textbook equations of ``step`` and nothing else."""
     p, belief = problem, problem.initial
     constant = constant_cov(p)
@@ -34,7 +34,7 @@ def filter_recurrent(problem: Problem, want_var: bool) -> Solution:
     innovation, innovation_var = (
         (torch.stack(over_time, 2) for over_time in zip(*surprise, strict=True)) if surprise else (None, None)
     )
-    return Solution(o, belief, var if want_var else None, innovation, innovation_var)
+    return Solution(o, belief, var, innovation, innovation_var)
 
 
 def constant_cov(p: Problem) -> Float[Tensor, "B H T D"] | None:

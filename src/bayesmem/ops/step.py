@@ -74,7 +74,7 @@ def predict(
     if isinstance(noise, AffineNoise):  # Eq. (2)
         retention, variance = noise.log_retention.exp(), noise.variance
         if covariance == "full":
-            kept = retention[..., :, None] * cov * retention[..., None, :]
+            kept = cov * (retention[..., :, None] * retention[..., None, :])
             return Belief(mean, kept + torch.diag_embed(variance.expand(cov.shape[:-1])))
         if covariance == "isotropic":
             retention, variance = (x.mean(-1, True) for x in (retention**2, variance))
@@ -88,7 +88,7 @@ def predict(
         predicted, moved_mean = moved[..., : cov.shape[-1]], moved[..., cov.shape[-1] :]
         predicted = 0.5 * (predicted + predicted.mT)
         return Belief(gamma[..., None] * moved_mean if noise.moves_mean else mean, predicted)
-    mix = gamma + refill * cov * noise.floor
+    mix = gamma + refill * cov * noise.floor[..., : cov.shape[-1]]
     return Belief((gamma / mix)[..., None] * belief.mean if noise.moves_mean else mean, cov / mix)
 
 

@@ -1,6 +1,5 @@
 """What ``bayesian_filter`` refuses, before any work: what came, what was expected, the mend."""
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -57,13 +56,13 @@ def check_streams(q: Tensor, k: Tensor, v: Tensor, sizes: dict[str, int]) -> Non
     shape_of("q", q, "B T G K", sizes)
     shape_of("k", k, "B T G K", sizes)
     shape_of("v", v, "B T H V", sizes)
+    for axis in "BTGKHV":
+        if sizes[axis] == 0:
+            raise ValueError(f"axis {axis} is empty (q {tuple(q.shape)}, v {tuple(v.shape)}); expected at least 1.")
     if sizes["H"] % sizes["G"]:
         raise ValueError(
             f"v has {sizes['H']} heads and k has {sizes['G']}: grouped value heads need a multiple of k's heads."
         )
-    for axis in "BTGKHV":
-        if sizes[axis] == 0:
-            raise ValueError(f"axis {axis} is empty (q {tuple(q.shape)}, v {tuple(v.shape)}); expected at least 1.")
 
 
 def check_assumptions(a: Assumptions, sizes: dict[str, int], log_decay: Tensor | None) -> None:
@@ -102,8 +101,6 @@ def check_assumptions(a: Assumptions, sizes: dict[str, int], log_decay: Tensor |
         shape_of("steady_var", a.steady_var, "H", sizes)
         if a.covariance != "steady_state":
             raise ValueError(f"steady_var needs covariance='steady_state'; got {a.covariance!r}.")
-    if not a.obs_noise_floor >= 0:
-        raise ValueError(f"obs_noise_floor is {a.obs_noise_floor}; expected a number >= 0.")
 
 
 def check_belief(belief: Belief, covariance: str, rows: int, sizes: dict[str, int]) -> None:
@@ -127,7 +124,8 @@ def check_kinds(named: Iterable[tuple[str, Tensor]], reference: Tensor) -> None:
             raise ValueError(f"{name} is on {x.device} and q on {reference.device}; move them to one device.")
         half = reference.dtype in (torch.float16, torch.bfloat16)
         streams = name in ("q", "k", "v")
-        if x.dtype != reference.dtype and (streams or not (half and x.dtype == torch.float32)):
+        carried = name.startswith("initial_belief") and x.dtype == torch.float64
+        if x.dtype != reference.dtype and not carried and (streams or not (half and x.dtype == torch.float32)):
             allowed = f"{reference.dtype}" + (" or torch.float32" if half and not streams else "")
             raise ValueError(f"{name} is {x.dtype} and q is {reference.dtype}; expected {allowed}.")
     if reference.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -138,6 +136,8 @@ def check_bounds(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
     """``cu_seqlens`` as a list, refused unless it rises from 0 to T and B is 1."""
     if batch != 1:
         raise ValueError(f"cu_seqlens with B = {batch}; packed sequences lie in one row: reshape to B = 1.")
+    if not isinstance(cu_seqlens, Tensor):
+        raise ValueError(f"cu_seqlens is a {type(cu_seqlens).__name__}; expected an int32 or int64 tensor, [N + 1].")
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"cu_seqlens is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; expected int32 or int64, [N + 1]."
@@ -149,10 +149,17 @@ def check_bounds(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
     return bounds
 
 
-def check_number(name: str, value: float | int, sign: str) -> None:
-    """Refuse a plain number that is not finite or not of its sign (``positive`` or ``non-negative``)."""
-    if not math.isfinite(value) or value < 0 or (value == 0 and sign == "positive"):
-        raise ValueError(f"{name} is {value}; expected a {sign} finite number.")
+def check_numbers(a: Assumptions, dtype: torch.dtype) -> None:
+    """Plain numbers among the assumptions: finite in the working dtype, and of their sign."""
+    noise = a.process_noise
+    numbers = [("prior_var", a.prior_var, "positive"), ("obs_noise_floor", a.obs_noise_floor, "non-negative")]
+    if isinstance(noise, Additive):
+        numbers.append(("process noise variance", noise.variance, "non-negative"))
+    for name, value, sign in numbers:
+        if isinstance(value, Tensor):
+            continue
+        if not (0 <= value <= torch.finfo(dtype).max) or (value == 0 and sign == "positive"):
+            raise ValueError(f"{name} is {value}; expected a {sign} number, finite in {dtype}.")
 
 
 def check_values(signs: Iterable[tuple[str, Tensor, str]]) -> None:
