@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
-# Threads that wait asleep: where other work shares the cores, waiting awake costs a hundredfold.
-export OMP_WAIT_POLICY := passive
 
 .PHONY: demo test test-all lint bench clean
 

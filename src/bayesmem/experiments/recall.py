@@ -32,12 +32,12 @@ class RecallConfig:
         train: how to train.
     """
 
-    vocab_size: int = 96
+    vocab_size: int = 64
     hidden_size: int = 64
     num_layers: int = 2
     head_dim: int = 12
     trained: tuple[tuple[int, int], ...] = ((32, 2), (32, 4), (32, 8))
-    tested: tuple[tuple[int, int], ...] = ((32, 4), (32, 8), (64, 12), (64, 16), (128, 20))
+    tested: tuple[tuple[int, int], ...] = ((32, 4), (32, 8), (64, 10), (64, 12), (64, 15))
     rows: int = 8000
     test_rows: int = 200
     train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1200, batch_size=64, learning_rate=6e-3))

@@ -53,6 +53,7 @@ def write(records: Records, path: Path) -> Path:
         covered=_covered(repeats, collided),
         collided=collided,
         recall=recall,
+        recall_beyond=_beyond(recall),
         recall_accuracy=plots.accuracy(recall) if recall else None,
         recall_losses=plots.losses(recall, "training loss, nats") if recall else None,
         recall_strangers=_strangers(recall),
@@ -101,6 +102,17 @@ def _row(what: str, figures: dict[str, Any], form: str, best: Callable[[list[str
 def _found(records: Records, experiment: str) -> dict[str, Record]:
     found = {name: records.find(experiment, name) for name in NAMES}
     return {name: record for name, record in found.items() if record}
+
+
+def _beyond(models: dict[str, Record]) -> dict[str, float]:
+    """Mean accuracy of each model over the segments with more pairs than were trained."""
+    means = {}
+    for name, record in models.items():
+        trained = max(pairs for _, pairs in record.settings["trained"])
+        beyond = [accuracy for _, pairs, accuracy in record.figures["accuracy"] if pairs > trained]
+        if beyond:
+            means[name] = sum(beyond) / len(beyond)
+    return means
 
 
 def _covered(*sweeps: Record | None) -> float | None:
