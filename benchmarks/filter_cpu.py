@@ -151,7 +151,7 @@ def main() -> None:
         report(name, base, 1 if name.startswith("recurrent") else options.repeats)
     length = 2048
     while length <= options.longest:
-        report("chunk, full", Shape(T=length), 1)
+        report("chunk, full", Shape(T=length), 3)
         length *= 2
 
 

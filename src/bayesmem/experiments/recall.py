@@ -40,7 +40,7 @@ class RecallConfig:
     tested: tuple[tuple[int, int], ...] = ((32, 4), (32, 8), (64, 10), (64, 12), (64, 15))
     rows: int = 8000
     test_rows: int = 200
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1200, batch_size=64, learning_rate=6e-3))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=1200, batch_size=64, learning_rate=3e-3))
 
     def segment(self, length: int, pairs: int, rows: int) -> mqar.MQARConfig:
         """The data of one segment."""
