@@ -25,6 +25,9 @@ def test_collision_writes_records_and_a_page(tmp_path):
     result = CliRunner().invoke(cli.app, ["run", "collision", "--out", str(tmp_path), "--rows", "3"])
     assert result.exit_code == 0
     assert (tmp_path / "report.html").is_file()
+    drawn = CliRunner().invoke(cli.app, ["report", str(tmp_path), "--pictures", str(tmp_path / "img")])
+    assert drawn.exit_code == 0
+    assert {p.name for p in (tmp_path / "img").iterdir()} == {"collision-light.svg", "collision-dark.svg"}
     before = Records(tmp_path / "records.jsonl").all()
     CliRunner().invoke(cli.app, ["run", "collision", "--out", str(tmp_path), "--rows", "3"])
     assert Records(tmp_path / "records.jsonl").all() == before  # nothing is done twice

@@ -77,9 +77,18 @@ def run_text(out: Out = Path("runs/text"), seed: Seed = 0, steps: Steps = None, 
 
 
 @app.command("report")
-def report(out: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+def report(
+    out: Annotated[Path, typer.Argument(help="A run's folder.")],
+    pictures: Annotated[Path | None, typer.Option(help="Folder for the pictures as SVG files too.")] = None,
+) -> None:
     """Draw the page of a run's folder again from its records."""
-    console.print(f"report: {page.write(Records(out / 'records.jsonl'), out / 'report.html').resolve()}")
+    records = Records(out / "records.jsonl")
+    console.print(f"report: {page.write(records, out / 'report.html').resolve()}", soft_wrap=True)
+    if pictures:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for name, picture in page.pictures(records).items():
+            (pictures / f"{name}-light.svg").write_text(picture.light, encoding="utf-8")
+            (pictures / f"{name}-dark.svg").write_text(picture.dark, encoding="utf-8")
 
 
 def _prepare() -> None:

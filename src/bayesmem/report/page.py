@@ -45,28 +45,43 @@ def write(records: Records, path: Path) -> Path:
     )
     environment.filters["picture"] = _embed
     recall, text = _found(records, "recall"), _found(records, "text")
-    repeats, collided = (records.find("collision", name) for name in ("repeats", "collision"))
+    collided = records.find("collision", "collision")
     page = environment.get_template("page.html.j2").render(
         names=NAMES,
         rows=summary(records),
-        collision=plots.collision(repeats, collided) if repeats and collided else None,
-        covered=_covered(repeats, collided),
+        pictures=pictures(records),
+        covered=_covered(records.find("collision", "repeats"), collided),
         collided=collided,
         recall=recall,
         recall_beyond=_beyond(recall),
-        recall_accuracy=plots.accuracy(recall) if recall else None,
-        recall_losses=plots.losses(recall, "training loss, nats") if recall else None,
-        recall_strangers=_strangers(recall),
-        recall_variance=_by_variance(recall, "by_variance", "recall accuracy"),
         text=text,
-        text_losses=plots.losses(text, "training loss, bits per byte", 1 / math.log(2)) if text else None,
-        text_variance=_by_variance(text, "bits_by_variance", "bits per byte"),
         passage=_passage(text.get(BAYESIAN)),
         context=records.all()[-1].context,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def pictures(records: Records) -> dict[str, plots.Picture]:
+    """Every picture that the records allow, by name."""
+    drawn: dict[str, plots.Picture] = {}
+    repeats, collided = (records.find("collision", name) for name in ("repeats", "collision"))
+    if repeats and collided:
+        drawn["collision"] = plots.collision(repeats, collided)
+    recall, text = _found(records, "recall"), _found(records, "text")
+    if recall:
+        drawn["recall_accuracy"] = plots.accuracy(recall)
+        drawn["recall_losses"] = plots.losses(recall, "training loss, nats")
+    if BAYESIAN in recall:
+        figures = recall[BAYESIAN].figures
+        drawn["recall_strangers"] = plots.strangers(figures["stranger_auroc"])
+        drawn["recall_variance"] = plots.by_variance(figures["by_variance"], "recall accuracy")
+    if text:
+        drawn["text_losses"] = plots.losses(text, "training loss, bits per byte", 1 / math.log(2))
+    if BAYESIAN in text:
+        drawn["text_variance"] = plots.by_variance(text[BAYESIAN].figures["bits_by_variance"], "bits per byte")
+    return drawn
 
 
 def summary(records: Records) -> list[Row]:
@@ -118,16 +133,6 @@ def _beyond(models: dict[str, Record]) -> dict[str, float]:
 def _covered(*sweeps: Record | None) -> float | None:
     curves = [c for s in sweeps if s for rule, c in s.figures.items() if rule != "writes"]
     return sum(c["covered"] for c in curves) / len(curves) if curves else None
-
-
-def _by_variance(models: dict[str, Record], figure: str, ylabel: str) -> plots.Picture | None:
-    record = models.get(BAYESIAN)
-    return plots.by_variance(record.figures[figure], ylabel) if record else None
-
-
-def _strangers(models: dict[str, Record]) -> plots.Picture | None:
-    record = models.get(BAYESIAN)
-    return plots.strangers(record.figures["stranger_auroc"]) if record else None
 
 
 def _passage(record: Record | None) -> list[tuple[str, float, float, float]]:
