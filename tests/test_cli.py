@@ -74,6 +74,7 @@ def test_text_end_to_end(tmp_path):
         (["demo", "--text", "missing.txt"], "no text file at missing.txt"),
         (["run", "collision", "--noise", "-1"], "noise_var is -1"),
         (["report", "nowhere"], "no records at"),
+        (["run", "recall", "--vocab-size", "40"], "too few to ask for as many strangers as 10 pairs"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, said):

@@ -24,7 +24,7 @@ runs = typer.Typer(help="Run one experiment.", no_args_is_help=True)
 app.add_typer(runs, name="run")
 console = Console()
 
-Out = Annotated[Path, typer.Option(help="Folder of all that is written; a run goes on from what is there.")]
+Out = Annotated[Path, typer.Option(file_okay=False, help="Folder of all output; a run goes on from what is there.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of data, initialisation and order.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Training steps a model, in place of the default.")]
 TextFile = Annotated[Path | None, typer.Option("--text", help="A text file to train on, in place of the book inside.")]
@@ -78,7 +78,7 @@ def run_text(out: Out = Path("runs/text"), seed: Seed = 0, steps: Steps = None, 
 
 @app.command("report")
 def report(
-    out: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path, typer.Argument(file_okay=False, help="A run's folder.")],
     pictures: Annotated[Path | None, typer.Option(help="Folder for the pictures as SVG files too.")] = None,
 ) -> None:
     """Draw the page of a run's folder again from its records."""
@@ -155,7 +155,7 @@ def main() -> None:
     """Entry point: bad input ends in one line and exit code 2, not in a traceback."""
     try:
         app()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
 

@@ -48,7 +48,7 @@ class RecallConfig:
 
     def __post_init__(self) -> None:
         for length, pairs in (*self.trained, *self.tested):
-            self.segment(length, pairs, 1)  # refuses what cannot be made, before anything trains
+            mqar.with_strangers(self.segment(length, pairs, 1), 0)  # refuses what cannot be made, before training
         if len({length for length, _ in self.trained}) != 1:
             raise ValueError(f"trained segments {self.trained} differ in length; batches need one length.")
 

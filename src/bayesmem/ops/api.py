@@ -10,14 +10,13 @@ from torch import Tensor
 from bayesmem.ops import validate as check
 from bayesmem.ops.assumptions import Additive, Assumptions, Discount, PriorMixing
 from bayesmem.ops.chunk import filter_chunk
+from bayesmem.ops.normalise import normalised, working_dtype
 from bayesmem.ops.packing import solve_packed
 from bayesmem.ops.problem import Problem, Solution
 from bayesmem.ops.recurrent import filter_recurrent
-from bayesmem.ops.step import AffineNoise, PrecisionNoise
 from bayesmem.types import Belief, FilterOutput
 
 BACKENDS = ("auto", "recurrent", "chunk")
-LOG_ZERO = -60.0  # e^-60: a hard reset (log 0) without infinities in sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def bayesian_filter(
     assumptions = assumptions or Assumptions()
     backend = Backend(backend) if isinstance(backend, str) else backend
     bounds = _check(q, k, v, log_decay, obs_noise, assumptions, initial_belief, cu_seqlens, outputs, backend)
-    check.check_numbers(assumptions, _working_dtype(q))
+    check.check_numbers(assumptions, working_dtype(q))
     named = _named_tensors(q, k, v, log_decay, obs_noise, assumptions, initial_belief)
     check.check_kinds([(name, x) for name, x, _ in named], q)
     if validate is None:
@@ -90,7 +89,7 @@ def bayesian_filter(
     if validate:
         check.check_values(named)
     with torch.autocast(q.device.type, enabled=False):
-        problem = _problem(q, k, v, log_decay, obs_noise, assumptions, initial_belief, bounds)
+        problem = normalised(q, k, v, log_decay, obs_noise, assumptions, initial_belief, bounds)
         want_var = "predictive_var" in outputs
 
         def solve(p: Problem) -> Solution:
@@ -103,11 +102,7 @@ def bayesian_filter(
             return solution if want_var else replace(solution, predictive_var=None)
 
         solution = solve(problem) if bounds is None else solve_packed(problem, bounds, solve)
-        return _output(solution, v.dtype, _working_dtype(q), outputs)
-
-
-def _working_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
+        return _output(solution, v.dtype, working_dtype(q), outputs)
 
 
 def _check(
@@ -173,81 +168,6 @@ def _named_tensors(
         ("process noise variance", noise.variance if isinstance(noise, Additive) else None, "non-negative"),
     ]
     return [(name, x, sign) for name, x, sign in named if isinstance(x, Tensor)]
-
-
-def _problem(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor | None,
-    obs_noise: Tensor | None,
-    assumptions: Assumptions,
-    belief: Belief | None,
-    bounds: list[int] | None,
-) -> Problem:
-    noise, covariance = assumptions.process_noise, assumptions.covariance
-    # In precision form 1 / obs_noise spans more decades than float32 has digits.
-    precise = covariance == "full" and not isinstance(noise, PriorMixing | Additive)
-    dtype = torch.float64 if precise else _working_dtype(q)
-    (batch, length, heads, value_dim), key_dim = v.shape, q.shape[-1]
-
-    def stream(x: Tensor) -> Tensor:
-        return x.to(dtype).transpose(1, 2)
-
-    def gate(x: Tensor) -> Tensor:
-        return stream(x if x.ndim == 4 else x[..., None])
-
-    def log_gate(x: Tensor) -> Tensor:
-        return gate(x).clamp(min=LOG_ZERO)
-
-    decay = q.new_zeros(batch, heads, length, 1, dtype=dtype) if log_decay is None else log_gate(log_decay)
-    prior = torch.as_tensor(assumptions.prior_var, dtype=dtype, device=q.device)
-    prior = (prior if prior.ndim == 2 else prior[..., None]).expand(heads, key_dim)
-    if covariance == "isotropic":
-        prior = prior.mean(-1, True).expand(heads, key_dim)
-    process: AffineNoise | PrecisionNoise
-    if isinstance(noise, PriorMixing):
-        retention = decay if noise.log_retention is None else log_gate(noise.log_retention)
-        mixed = prior[:, None, : 1 if prior.stride(-1) == 0 else key_dim]
-        process = AffineNoise(retention, -torch.expm1(2 * retention) * mixed)
-    elif isinstance(noise, Additive):
-        given = noise.variance
-        variance = gate(given) if isinstance(given, Tensor) else decay.new_full((batch, heads, length, 1), given)
-        process = AffineNoise(decay, variance)
-    elif isinstance(noise, Discount):
-        process = PrecisionNoise(log_gate(noise.log_discount), noise.floor / prior, moves_mean=False)
-    else:
-        process = PrecisionNoise(decay, 1 / prior, moves_mean=True)
-    if obs_noise is None:
-        observed = decay.new_ones(batch, heads, length)
-    else:
-        observed = stream(obs_noise)
-        if covariance != "reset":
-            power = stream(k).square().sum(-1).repeat_interleave(heads // k.shape[2], 1)
-            observed = torch.maximum(observed, assumptions.obs_noise_floor * prior.mean(-1)[:, None] * power)
-    rows = batch if bounds is None else len(bounds) - 1
-    mean = q.new_zeros(rows, heads, key_dim, value_dim, dtype=dtype) if belief is None else belief.mean.to(dtype)
-    prior_cov = {
-        "full": torch.diag_embed(prior).expand(rows, heads, key_dim, key_dim),
-        "diagonal": prior.expand(rows, heads, key_dim),
-        "isotropic": prior[:, :1].expand(rows, heads, 1),
-    }.get(covariance)
-    cov = prior_cov if belief is None or belief.cov is None else belief.cov.to(dtype)
-    groups = heads // q.shape[2]
-    steady = None if assumptions.steady_var is None else assumptions.steady_var.to(dtype)
-    return Problem(
-        q=stream(q).repeat_interleave(groups, 1),
-        k=stream(k).repeat_interleave(groups, 1),
-        v=stream(v),
-        log_decay=decay,
-        obs_noise=observed,
-        noise=process,
-        prior_var=prior,
-        steady_var=steady,
-        initial=Belief(mean, cov),
-        covariance=covariance,
-        measured=assumptions.write == "measurement",
-    )
 
 
 def _output(s: Solution, dtype: torch.dtype, working: torch.dtype, outputs: Sequence[str]) -> FilterOutput:
