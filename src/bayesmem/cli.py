@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bayesmem.report import page
-from bayesmem.report.records import Records
+from bayesmem.report.records import Records, records_in
 
 app = typer.Typer(
     help="Efficient sequence layers that know what they know.",
@@ -82,7 +82,7 @@ def report(
     pictures: Annotated[Path | None, typer.Option(help="Folder for the pictures as SVG files too.")] = None,
 ) -> None:
     """Draw the page of a run's folder again from its records."""
-    records = Records(out / "records.jsonl")
+    records = records_in(out)
     console.print(f"report: {page.write(records, out / 'report.html').resolve()}", soft_wrap=True)
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _text(out: Path, seed: int, path: Path | None, steps: int | None = None) -> 
 
 def _finish(out: Path, parts: tuple[Callable[[], None], ...]) -> None:
     """Run the parts; whatever happens, the page shows what there is."""
-    records = Records(out / "records.jsonl")
+    records = records_in(out)
     stopped = None
     try:
         for part in parts:

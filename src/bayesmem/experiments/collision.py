@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bayesmem.experiments.common import BAYESIAN, records_in
 from bayesmem.ops import Assumptions, bayesian_filter
+from bayesmem.report import BAYESIAN, DELTA, LINEAR
+from bayesmem.report.records import records_in
 from bayesmem.tasks.collision import CollisionConfig, make_collision
 from bayesmem.theory import collision as theory
 
 EXPERIMENT = "collision"
-DELTA, LINEAR = "Delta rule", "Linear attention"
 RULES = {
     BAYESIAN: Assumptions(covariance="full"),
     DELTA: Assumptions(covariance="reset"),

@@ -1,7 +1,6 @@
 """What the learned experiments share: the pair of models, and a dataset of token rows."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bayesmem.models import BayesMemConfig, BayesMemForCausalLM
-from bayesmem.report.records import Records
-
-RECORDS = "records.jsonl"
-BAYESIAN, GATED_DELTA, WIDE_VALUES = "Bayesian Layer", "Gated DeltaNet", "Gated DeltaNet, V = 2K"
-
-
-def records_in(out: Path) -> Records:
-    """The records of a run's folder."""
-    return Records(out / RECORDS)
+from bayesmem.report import BAYESIAN, GATED_DELTA, WIDE_VALUES
 
 
 def matched_mixers(num_heads: int, head_dim: int) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from bayesmem.experiments.common import BAYESIAN, Rows, build, matched_mixers, records_in, sizes
+from bayesmem.experiments.common import Rows, build, matched_mixers, sizes
 from bayesmem.models import BayesMemForCausalLM
+from bayesmem.report import BAYESIAN
+from bayesmem.report.records import records_in
 from bayesmem.tasks import mqar
 from bayesmem.train import TrainConfig, train
 

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bayesmem.experiments.common import BAYESIAN, GATED_DELTA, Rows, build, matched_mixers, records_in, sizes
+from bayesmem.experiments.common import Rows, build, matched_mixers, sizes
 from bayesmem.models import BayesMemForCausalLM
+from bayesmem.report import BAYESIAN, GATED_DELTA
+from bayesmem.report.records import records_in
 from bayesmem.tasks import text
 from bayesmem.train import TrainConfig, train
 

@@ -5,11 +5,10 @@ from torch import Tensor
 
 from bayesmem.ops.additive_write import additive_write
 from bayesmem.ops.covariance_pass import Gains, covariance_pass
-from bayesmem.ops.gains import constant_gains, diagonal_gains, isotropic_gains
+from bayesmem.ops.gains import constant_cov, constant_gains, diagonal_gains, isotropic_gains
 from bayesmem.ops.mean_pass import mean_pass
 from bayesmem.ops.precision_pass import PrecisionGains, precision_pass
 from bayesmem.ops.problem import Problem, Solution
-from bayesmem.ops.recurrent import constant_cov
 from bayesmem.ops.step import AffineNoise, PrecisionNoise
 from bayesmem.types import Belief
 

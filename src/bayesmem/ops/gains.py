@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops.covariance_pass import Gains
+from bayesmem.ops.problem import Problem
 from bayesmem.ops.step import AffineNoise, PrecisionNoise
 
 
@@ -28,6 +29,19 @@ def constant_gains(
     explained = innovation_var * (gain * q).sum(-1) ** 2
     var = ((predicted_cov * q**2).sum(-1) - explained).clamp(min=0)
     return Gains(gain, innovation_var, None, var)
+
+
+def constant_cov(p: Problem) -> Float[Tensor, "B H T D"] | None:
+    """Predicted covariance of the structures that carry none: a diagonal for every token."""
+    batch, heads, length, key_dim = p.k.shape
+    if p.covariance == "reset":
+        return p.prior_var[:, None, :].expand(batch, heads, length, key_dim)
+    if p.covariance != "steady_state":
+        return None
+    if p.steady_var is not None:
+        return p.steady_var[:, None, None].expand(batch, heads, length, 1)
+    assert isinstance(p.noise, AffineNoise)
+    return steady_var(p.noise.log_retention, p.obs_noise, p.prior_var, key_dim)
 
 
 def steady_var(

@@ -1,11 +1,10 @@
 """The token loop over ``step``: the float64 oracle, and the decoder."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops import step
-from bayesmem.ops.gains import steady_var
+from bayesmem.ops.gains import constant_cov
 from bayesmem.ops.problem import Problem, Solution
 from bayesmem.types import Belief
 
@@ -35,19 +34,6 @@ def filter_recurrent(problem: Problem) -> Solution:
         (torch.stack(over_time, 2) for over_time in zip(*surprise, strict=True)) if surprise else (None, None)
     )
     return Solution(o, belief, var, innovation, innovation_var)
-
-
-def constant_cov(p: Problem) -> Float[Tensor, "B H T D"] | None:
-    """Predicted covariance of the structures that carry none: a diagonal for every token."""
-    batch, heads, length, key_dim = p.k.shape
-    if p.covariance == "reset":
-        return p.prior_var[:, None, :].expand(batch, heads, length, key_dim)
-    if p.covariance != "steady_state":
-        return None
-    if p.steady_var is not None:
-        return p.steady_var[:, None, None].expand(batch, heads, length, 1)
-    assert isinstance(p.noise, step.AffineNoise)
-    return steady_var(p.noise.log_retention, p.obs_noise, p.prior_var, key_dim)
 
 
 def _noise_at(noise: step.AffineNoise | step.PrecisionNoise, t: int) -> step.AffineNoise | step.PrecisionNoise:

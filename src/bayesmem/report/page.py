@@ -10,11 +10,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bayesmem.report import plots
+from bayesmem.report import BAYESIAN, GATED_DELTA, WIDE_VALUES, plots
 from bayesmem.report.records import Record, Records
 
-NAMES = ("Gated DeltaNet", "Gated DeltaNet, V = 2K", "Bayesian Layer")
-BAYESIAN = NAMES[-1]
+NAMES = (GATED_DELTA, WIDE_VALUES, BAYESIAN)
 
 
 @dataclass(frozen=True, slots=True)

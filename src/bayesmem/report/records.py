@@ -86,6 +86,11 @@ class Records:
         return record
 
 
+def records_in(out: Path) -> Records:
+    """The records of a run's folder."""
+    return Records(out / "records.jsonl")
+
+
 def context() -> dict[str, Any]:
     """Command, commit, device, versions and time of this process."""
     return {
