@@ -17,11 +17,11 @@ from bayesmem.tasks import mqar
 from bayesmem.train import TrainConfig, train
 
 MIXERS = {
-    "bayes": {"head_dim": 64, "covariance": "full"},
-    "bayes, no decay": {"head_dim": 64, "covariance": "full", "decay": False},
-    "bayes, static": {"head_dim": 64, "covariance": "full", "decay": False, "retention": "none"},
-    "delta, K=V=96": {"head_dim": 96, "covariance": "reset", "decay": False},
-    "gated delta, K=V=96": {"head_dim": 96, "covariance": "reset"},
+    "bayes": {"head_dim": 64, "design": "bayesian"},
+    "bayes, no decay": {"head_dim": 64, "design": "bayesian_prior_mixing"},
+    "bayes, static": {"head_dim": 64, "design": "bayesian_static"},
+    "delta, K=V=96": {"head_dim": 96, "design": "deltanet"},
+    "gated delta, K=V=96": {"head_dim": 96, "design": "gated_deltanet"},
 }
 TRAINED = ((64, 4), (128, 8), (256, 16), (256, 32), (256, 64))
 TESTED = ((256, 64), (512, 64), (512, 128), (1024, 128), (1024, 256))

@@ -30,6 +30,31 @@ class Belief:
         """The same belief, cut out of the autograd graph."""
         return Belief(self.mean.detach(), None if self.cov is None else self.cov.detach())
 
+    def rows(self, index: Tensor) -> "Belief":
+        """The belief of the given batch rows, in that order."""
+        return Belief(self.mean[index], None if self.cov is None else self.cov[index])
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureBelief:
+    """What a mixture of memories believes: one belief a component, and the weights.
+
+    Attributes:
+        parts: beliefs of the J components.
+        log_weights: normalised, ``[B, H, J]``.
+    """
+
+    parts: tuple[Belief, ...]
+    log_weights: Float[Tensor, "B H J"]
+
+    def detach(self) -> "MixtureBelief":
+        """The same belief, cut out of the autograd graph."""
+        return MixtureBelief(tuple(part.detach() for part in self.parts), self.log_weights.detach())
+
+    def rows(self, index: Tensor) -> "MixtureBelief":
+        """The belief of the given batch rows, in that order."""
+        return MixtureBelief(tuple(part.rows(index) for part in self.parts), self.log_weights[index])
+
 
 @dataclass(frozen=True, slots=True)
 class FilterOutput:
@@ -46,4 +71,4 @@ class FilterOutput:
     o: Float[Tensor, "B T H V"]
     predictive_var: Float[Tensor, "B T H"] | None = None
     log_evidence: Float[Tensor, "B T H"] | None = None
-    final_belief: Belief | None = None
+    final_belief: Belief | MixtureBelief | None = None

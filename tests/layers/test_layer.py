@@ -7,14 +7,46 @@ import torch
 from torch.nn import functional as F
 
 from bayesmem import BayesianLayer, BayesianLayerConfig
-from bayesmem.ops import COVARIANCES
+from bayesmem.design import (
+    ZOO,
+    Additive,
+    Decay,
+    Discount,
+    Expected,
+    LatentInput,
+    LogLinearMixing,
+    MeanAndVariance,
+    Measurement,
+    PrecisionWeighted,
+    Prior,
+    PriorMixing,
+)
+
+# Designs whose gates the zoo does not have: every quantity per channel, per head, fixed.
+BAYESIAN = ZOO["bayesian"]
+OTHERS = [
+    BAYESIAN.but(name="channels", transition=Decay(per="channel"), process_noise=PriorMixing(per="channel")),
+    BAYESIAN.but(name="heads", transition=Decay("head", per="channel"), process_noise=PriorMixing("head")),
+    BAYESIAN.but(name="fixed", transition=Decay(0.9), process_noise=PriorMixing(0.95), write=Measurement(0.3)),
+    BAYESIAN.but(name="added", process_noise=Additive("head", per="channel"), write=Measurement("head", per_token=2)),
+    BAYESIAN.but(name="discounted", process_noise=Discount("token"), prior=Prior("head")),
+    BAYESIAN.but(name="beside", readout=MeanAndVariance()),
+    BAYESIAN.but(name="weighted", readout=PrecisionWeighted()),
+    BAYESIAN.but(name="weighted_twice", readout=PrecisionWeighted(), write=Measurement(per_token=2)),
+    BAYESIAN.but(name="squashed", readout=Expected("probit")),
+    ZOO["gla"].but(name="strong", write=LatentInput("token")),
+    ZOO["mesanet"].but(name="isotropic_mixing", prior=Prior(), covariance="isotropic", process_noise=LogLinearMixing()),
+]
+DESIGNS = [*ZOO.values(), *OTHERS]
+MEASURED = [design for design in DESIGNS if design.recurrence.gain_rule]
+each_design = pytest.mark.parametrize("design", DESIGNS, ids=lambda x: x.name)
 
 SIZES = {"hidden_size": 24, "num_heads": 2, "head_dim": 6, "num_value_heads": 4, "value_dim": 5}
 
 
-def make(covariance="full", dtype=torch.float64, **options) -> BayesianLayer:
+def make(design="bayesian", dtype=torch.float64, **options) -> BayesianLayer:
     torch.manual_seed(0)
-    config = BayesianLayerConfig(**SIZES | {"covariance": covariance, "retention_init": 0.9} | options)
+    config = BayesianLayerConfig(**SIZES | {"design": design, "retention_init": 0.9} | options)
     return BayesianLayer(config).to(dtype)
 
 
@@ -22,27 +54,33 @@ def hidden(rows=2, length=19, dtype=torch.float64) -> torch.Tensor:
     return torch.randn(rows, length, SIZES["hidden_size"], generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+def parts_of(belief):
+    return getattr(belief, "parts", (belief,))
+
+
+@each_design
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_cached_equals_uncached(covariance, dtype):
-    layer, x = make(covariance, dtype), hidden(dtype=dtype)
-    whole = layer(x, use_cache=True, output_uncertainty=True)
+def test_cached_equals_uncached(design, dtype):
+    layer, x = make(design, dtype), hidden(dtype=dtype)
+    knows = design in MEASURED
+    whole = layer(x, use_cache=True, output_uncertainty=knows)
     cache, parts = None, []
     for piece in x.split([7, 1, 1, 9, 1], dim=1):
-        out = layer(piece, cache=cache, use_cache=True, output_uncertainty=True)
+        out = layer(piece, cache=cache, use_cache=True, output_uncertainty=knows)
         cache = out.cache
         parts.append(out)
     close = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 2e-6}
-    for name in ("hidden_states", "predictive_var", "log_evidence"):
+    for name in ("hidden_states", "predictive_var", "log_evidence") if knows else ("hidden_states",):
         joined = torch.cat([getattr(part, name) for part in parts], 1)
         torch.testing.assert_close(joined, getattr(whole, name), **close)
-    torch.testing.assert_close(cache.belief.mean, whole.cache.belief.mean, **close)
+    for mine, its in zip(parts_of(cache.belief), parts_of(whole.cache.belief), strict=True):
+        torch.testing.assert_close(mine.mean, its.mean, **close)
     torch.testing.assert_close(cache.conv_tail, whole.cache.conv_tail, **close)
 
 
-@pytest.mark.parametrize("covariance", ["full", "diagonal", "reset"])
-def test_padding_changes_nothing(covariance):
-    layer, x = make(covariance), hidden()
+@each_design
+def test_padding_changes_nothing(design):
+    layer, x = make(design), hidden()
     mask = torch.ones(2, 19, dtype=torch.long)
     mask[0, :5] = 0  # left
     mask[1, 14:] = 0  # right
@@ -50,12 +88,14 @@ def test_padding_changes_nothing(covariance):
     first, second = layer(x[:1, 5:], use_cache=True), layer(x[1:, :14], use_cache=True)
     torch.testing.assert_close(out.hidden_states[:1, 5:], first.hidden_states)
     torch.testing.assert_close(out.hidden_states[1:, :14], second.hidden_states)
-    torch.testing.assert_close(out.cache.belief.mean[0], first.cache.belief.mean[0])
-    torch.testing.assert_close(out.cache.belief.mean[1], second.cache.belief.mean[0])
+    for both, one, other in zip(*(parts_of(o.cache.belief) for o in (out, first, second)), strict=True):
+        torch.testing.assert_close(both.mean[0], one.mean[0])
+        torch.testing.assert_close(both.mean[1], other.mean[0])
 
 
-def test_packed_equals_separate():
-    layer, x = make(), hidden(rows=1)
+@each_design
+def test_packed_equals_separate(design):
+    layer, x = make(design), hidden(rows=1)
     bounds = [0, 3, 4, 19]
     packed = layer(x, cu_seqlens=torch.tensor(bounds)).hidden_states
     for start, stop in pairwise(bounds):
@@ -64,7 +104,7 @@ def test_packed_equals_separate():
 
 def test_reset_is_gated_delta_net():
     """Against Gated DeltaNet's published recurrence, written here as a loop."""
-    layer, x = make("reset"), hidden()
+    layer, x = make("gated_deltanet"), hidden()
     heads, groups = 4, 2
 
     def mixed(projection, convolution):
@@ -96,7 +136,7 @@ def test_reset_is_gated_delta_net():
 
 def test_no_retention_is_the_delta_rule():
     """A retention gate fully shut turns the full covariance into the reset."""
-    full, reset = make("full"), make("reset")
+    full, reset = make("bayesian"), make("gated_deltanet")
     reset.load_state_dict(full.state_dict(), strict=False)
     with torch.no_grad():
         full.gates.retention_bias.fill_(-1e3)
@@ -104,9 +144,9 @@ def test_no_retention_is_the_delta_rule():
     torch.testing.assert_close(full(x).hidden_states, reset(x).hidden_states)
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
-def test_every_parameter_learns(covariance):
-    layer = make(covariance, torch.float32)
+@each_design
+def test_every_parameter_learns(design):
+    layer = make(design, torch.float32)
     layer(hidden(dtype=torch.float32)).hidden_states.square().sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -124,12 +164,33 @@ def test_half_precision_keeps_a_wide_belief():
     assert (out.hidden_states - exact).norm() / exact.norm() < 0.02
 
 
-def test_state_size_is_what_the_cache_holds():
-    for covariance in COVARIANCES:
-        layer = make(covariance)
-        belief = layer(hidden(rows=1), use_cache=True).cache.belief
-        held = belief.mean.numel() + (0 if belief.cov is None else belief.cov.numel())
-        assert layer.config.state_size == held
+@each_design
+def test_state_size_is_what_the_cache_holds(design):
+    layer = make(design)
+    belief = layer(hidden(rows=1), use_cache=True).cache.belief
+    held = sum(x.numel() for part in parts_of(belief) for x in (part.mean, part.cov) if x is not None)
+    held += belief.log_weights.numel() if hasattr(belief, "log_weights") else 0
+    assert layer.config.state_size == held
+
+
+def test_a_design_makes_its_layer():
+    layer = ZOO["kda"].layer(24, num_heads=2, head_dim=6)
+    assert layer.config.model == ZOO["kda"]
+    assert layer(hidden(dtype=torch.float32)).hidden_states.shape == (2, 19, 24)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'heads'"):
+        ZOO["kda"].layer(24, heads=2)
+
+
+def test_a_design_as_plain_data_is_the_same_layer():
+    for design in DESIGNS:
+        first, second = make(design), make(design.to_dict())
+        assert first.config.model == second.config.model
+        torch.testing.assert_close(first(hidden()).hidden_states, second(hidden()).hidden_states)
+
+
+def test_uncertainty_of_a_mean_alone_is_refused():
+    with pytest.raises(ValueError, match="gla: this design computes a mean"):
+        make("gla")(hidden(), output_uncertainty=True)
 
 
 @pytest.mark.parametrize(
@@ -137,8 +198,8 @@ def test_state_size_is_what_the_cache_holds():
     [
         ({"num_heads": 0}, "num_heads is 0"),
         ({"num_value_heads": 3}, "multiple of num_heads 2"),
-        ({"covariance": "fulll"}, "'fulll'"),
-        ({"retention": "some"}, "'some'"),
+        ({"design": "gated_delta"}, "'gated_delta'; expected a DesignModel or one of linear_attention"),
+        ({"design": {"name": "mine", "covariances": "full"}}, "unknown keys"),
         ({"conv_size": -1}, "conv_size is -1"),
         ({"retention_init": 1.0}, "retention_init is 1.0"),
     ],

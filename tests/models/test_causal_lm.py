@@ -9,11 +9,11 @@ from bayesmem.models import BayesMemConfig, BayesMemForCausalLM, BeliefCache
 MIXER = {"num_heads": 2, "head_dim": 6, "num_value_heads": 4, "value_dim": 5}
 
 
-@pytest.fixture(params=["full", "diagonal", "reset"])
+@pytest.fixture(params=["bayesian", "kalman_diagonal", "gated_deltanet", "mixture"])
 def model(request):
     torch.manual_seed(0)
     config = BayesMemConfig(
-        vocab_size=40, hidden_size=24, intermediate_size=32, mixer=MIXER | {"covariance": request.param}
+        vocab_size=40, hidden_size=24, intermediate_size=32, mixer=MIXER | {"design": request.param}
     )
     return BayesMemForCausalLM(config).eval()
 
@@ -106,7 +106,7 @@ def test_uncertainty_is_reported(model):
     [
         ({"hiddensize": 3}, "unknown config keys .'hiddensize'"),
         ({"mixer": {"heads": 3}}, "'heads'.*it knows"),
-        ({"mixer": {"covariance": "x"}}, "covariance is 'x'"),
+        ({"mixer": {"design": "x"}}, "design is 'x'"),
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"intermediate_size": -1}, "intermediate_size is -1"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayesmem.ops import COVARIANCES, Additive, Assumptions, PriorMixing, bayesian_filter
+from bayesmem.ops import COVARIANCES, Additive, Assumptions, Backend, PriorMixing, bayesian_filter
 from bayesmem.types import FilterOutput
 from ops.cases import BACKENDS, CARRIED, DESIGNS, Design, assert_close, fields, label, make_case
 
@@ -62,7 +62,7 @@ def test_a_belief_without_covariance_takes_the_priors(design: Design, backend):
     assert identical(case.with_(cov=None).run(backend), case.with_(cov=layouts[design.covariance][None]).run(backend))
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", [name for name in COVARIANCES if name != "none"])
 def test_observation_noise_has_a_floor_unless_reset(covariance: str):
     """The floor is a fraction of the mean prior variance; a released delta rule must pass below it."""
     case = make_case(Design(covariance, "prior_mixing"))
@@ -91,3 +91,13 @@ def test_variances_have_no_unit(design: Design, backend, unit: float):
         scale = {"predictive_var": unit, "cov": unit}.get(name, 1.0)
         if name != "log_evidence":  # a density, which has one
             torch.testing.assert_close(fields(turned)[name] / scale, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=label)
+def test_a_mean_alone_is_that_of_the_open_loop(backend: Backend):
+    case = make_case(Design("full", "prior_mixing", "latent_input"))
+    alone = case.with_(cov=None, prior_var=None, log_retention=None)
+    assumptions = Assumptions(covariance="none", write="latent_input")
+    whole, mean = case.run(backend), alone.run(backend, outputs=("final_belief",), assumptions=assumptions)
+    assert torch.equal(mean.o, whole.o) and torch.equal(mean.final_belief.mean, whole.final_belief.mean)
+    assert mean.final_belief.cov is None

@@ -20,11 +20,11 @@ def matched_mixers(num_heads: int, head_dim: int) -> dict[str, dict[str, Any]]:
     authors shape it.
     """
     wider = math.ceil(math.sqrt(2) * head_dim)
-    reset = {"num_heads": num_heads, "covariance": "reset"}
+    reset = {"num_heads": num_heads, "design": "gated_deltanet"}
     return {
         GATED_DELTA: reset | {"head_dim": wider},
         WIDE_VALUES: reset | {"head_dim": head_dim, "value_dim": 2 * head_dim},
-        BAYESIAN: {"num_heads": num_heads, "head_dim": head_dim, "covariance": "full"},
+        BAYESIAN: {"num_heads": num_heads, "head_dim": head_dim, "design": "bayesian"},
     }
 
 

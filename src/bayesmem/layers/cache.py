@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesmem.types import Belief
+from bayesmem.types import Belief, MixtureBelief
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +19,9 @@ class LayerCache:
         conv_tail: the last ``conv_size - 1`` inputs of the convolution over q, k and v.
     """
 
-    belief: Belief
+    belief: Belief | MixtureBelief
     conv_tail: Float[Tensor, "B S E"]
 
     def rows(self, index: Tensor) -> "LayerCache":
         """The cache of the given batch rows (for beams, or a batch made smaller)."""
-        cov = self.belief.cov
-        belief = Belief(self.belief.mean[index], None if cov is None else cov[index])
-        return LayerCache(belief, self.conv_tail[index])
+        return LayerCache(self.belief.rows(index), self.conv_tail[index])

@@ -1,24 +1,14 @@
 """Every choice of a layer, in one place."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any
 
-from bayesmem.ops import COVARIANCES, Covariance
-
-Retention = Literal["learned", "decay", "none"]
+from bayesmem.design import Design, DesignModel, LatentInput, Measurement, MixtureModel, from_dict, named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BayesianLayerConfig:
-    """A mixer's size and assumptions. The same module is three layers.
-
-    ====================  ===================  ===============================
-    layer                 covariance           decay
-    ====================  ===================  ===============================
-    DeltaNet              ``"reset"``          ``False``
-    Gated DeltaNet        ``"reset"``          ``True``
-    Bayesian Layer        ``"full"``           ``True`` (forgets) or ``False``
-    ====================  ===================  ===============================
+    """A mixer's size, and the design it is the filter of. The same module is every layer of the zoo.
 
     Attributes:
         hidden_size: model width D.
@@ -27,11 +17,9 @@ class BayesianLayerConfig:
         value_dim: value dim V of each value head; default K.
         num_value_heads: value heads H, a multiple of G; default G.
         conv_size: taps of the short causal convolution over q, k, v; 0 leaves it out.
-        covariance: the filter's covariance structure.
-        decay: whether the mean has a learned decay (False: it never fades).
-        retention: what the covariance keeps: ``learned`` by its own gate, the mean's ``decay``,
-            or everything (``none``: nothing is ever lost; with full covariance, least squares).
-        retention_init: starting ``rho^2`` of the learned gate.
+        design: a name of the zoo (``bayesmem designs`` lists them), a design, or one as plain data.
+        retention_init: starting share of certainty kept at every token, where it is learned:
+            ``rho^2`` of prior mixing, ``gamma`` of a discount or log-linear mixing.
         norm_eps: epsilon of the output's RMS norm.
     """
 
@@ -41,9 +29,7 @@ class BayesianLayerConfig:
     value_dim: int | None = None
     num_value_heads: int | None = None
     conv_size: int = 4
-    covariance: Covariance = "full"
-    decay: bool = True
-    retention: Retention = "learned"
+    design: Design | str | dict[str, Any] = "bayesian"
     retention_init: float | int = 0.999
     norm_eps: float | int = 1e-5
 
@@ -60,12 +46,40 @@ class BayesianLayerConfig:
             )
         if self.conv_size < 0:
             raise ValueError(f"conv_size is {self.conv_size}; expected 0 (none) or more.")
-        if self.covariance not in COVARIANCES:
-            raise ValueError(f"covariance is {self.covariance!r}; expected one of {', '.join(map(repr, COVARIANCES))}.")
-        if self.retention not in get_args(Retention):
-            raise ValueError(f"retention is {self.retention!r}; expected one of {get_args(Retention)}.")
         if not 0 < self.retention_init < 1:
-            raise ValueError(f"retention_init is {self.retention_init}; expected rho^2 between 0 and 1, ends excluded.")
+            raise ValueError(f"retention_init is {self.retention_init}; expected a share within (0, 1).")
+        self.model  # noqa: B018  (an unknown design is refused now)
+
+    @property
+    def model(self) -> Design:
+        """The design itself."""
+        if isinstance(self.design, DesignModel | MixtureModel):
+            return self.design
+        return named(self.design) if isinstance(self.design, str) else from_dict(self.design)
+
+    @property
+    def evidence(self) -> DesignModel:
+        """The design whose write and read-out shape the projections: a mixture's components share them."""
+        model = self.model
+        return model.components[0] if isinstance(model, MixtureModel) else model
+
+    @property
+    def measurements(self) -> int:
+        """Measurements a token."""
+        write = self.evidence.write
+        return write.per_token if isinstance(write, Measurement) else 1
+
+    @property
+    def tied_keys(self) -> bool:
+        """Whether the decay gives the keys, so that none are projected."""
+        write = self.evidence.write
+        return isinstance(write, LatentInput) and write.key == "complement"
+
+    @property
+    def unit_keys(self) -> bool:
+        """Whether keys and queries are normalised."""
+        write = self.evidence.write
+        return isinstance(write, Measurement) and write.unit_keys
 
     @property
     def value_heads(self) -> int:
@@ -78,13 +92,6 @@ class BayesianLayerConfig:
         return self.value_dim or self.head_dim
 
     @property
-    def carries_cov(self) -> bool:
-        """Whether a covariance travels from token to token."""
-        return self.covariance in ("full", "diagonal", "isotropic")
-
-    @property
     def state_size(self) -> int:
         """Numbers a sequence's belief takes, mean and covariance counted; convolution tails apart."""
-        key_dim = self.head_dim
-        cov = {"full": key_dim**2, "diagonal": key_dim, "isotropic": 1}.get(self.covariance, 0)
-        return self.value_heads * (key_dim * self.value_head_dim + cov)
+        return self.value_heads * self.model.recurrence.state_size(self.head_dim, self.value_head_dim).total

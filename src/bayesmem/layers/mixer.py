@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from bayesmem.design import MeanAndVariance, PrecisionWeighted
 from bayesmem.layers.cache import LayerCache
 from bayesmem.layers.config import BayesianLayerConfig
+from bayesmem.layers.filtering import FilterContext, filter_design, precision_weight
 from bayesmem.layers.gates import Gates
 from bayesmem.layers.projections import Projections
 from bayesmem.layers.readout import Readout
-from bayesmem.ops import Assumptions, Backend, PriorMixing, bayesian_filter
+from bayesmem.ops import Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,9 @@ class LayerOutput:
 
 
 class BayesianLayer(nn.Module):
-    """A sequence mixer whose memory carries a mean and a covariance.
+    """A sequence mixer that is the filter of its design.
 
-    In the shape of a Gated DeltaNet layer, and one with ``covariance="reset"``.
+    In the shape of a Gated DeltaNet layer, and one with ``design="gated_deltanet"``.
 
     Args:
         config: sizes and assumptions.
@@ -82,29 +84,23 @@ class BayesianLayer(nn.Module):
         tail = self.projections.new_tail(x) if cache is None else cache.conv_tail
         position = None if cu_seqlens is None else _positions(cu_seqlens, x.shape[1])
         q, k, v, tail = self.projections(x, tail, position)
-        log_decay, log_retention, obs_noise = self.gates(x)
-        if attention_mask is not None:
-            real = attention_mask[..., None].to(log_decay.dtype)
-            log_decay, log_retention = log_decay * real, log_retention * real
-            k = k * attention_mask[..., None, None].to(k.dtype)  # right padding still hears the convolution
-        wanted = ("predictive_var", "log_evidence") if output_uncertainty else ()
-        filtered = bayesian_filter(
-            q,
-            k,
-            v,
-            log_decay,
-            obs_noise,
-            Assumptions(covariance=self.config.covariance, process_noise=PriorMixing(log_retention)),
-            initial_belief=None if cache is None else cache.belief,
-            cu_seqlens=cu_seqlens,
-            outputs=(*wanted, "final_belief") if use_cache else wanted,
-            backend=self.backend,
+        inputs = self.gates(x)
+        design = self.config.model
+        readout = self.config.evidence.readout
+        weighted = isinstance(readout, PrecisionWeighted)
+        asked = ["predictive_var", "log_evidence"] if output_uncertainty else []
+        asked += ["final_belief"] if use_cache else []
+        asked += ["predictive_var"] if weighted or isinstance(readout, MeanAndVariance) else []
+        context = FilterContext(
+            None if cache is None else cache.belief, cu_seqlens, attention_mask, tuple(asked), self.backend
         )
+        filtered = filter_design(design, q, k, v, inputs, context)
+        weight = precision_weight(self.config.evidence, inputs, filtered.predictive_var) if weighted else None
         belief = filtered.final_belief
         return LayerOutput(
-            self.readout(filtered.o, x),
+            self.readout(filtered.o, x, filtered.predictive_var, weight),
             LayerCache(belief, tail) if belief is not None else None,
-            filtered.predictive_var,
+            filtered.predictive_var if output_uncertainty else None,
             filtered.log_evidence,
         )
 

@@ -52,53 +52,63 @@ class ShortConvolution(nn.Module):
 
 
 class Projections(nn.Module):
-    """q, k, v of a layer. Keys and queries have unit norm.
+    """q, k, v of a layer; unit norm for keys and queries where the design wants it.
+
+    A design of several measurements a token has as many keys and values a token; one whose decay
+    gives the keys has none of its own.
 
     Args:
-        config: sizes.
+        config: sizes and design.
     """
 
     def __init__(self, config: BayesianLayerConfig):
         super().__init__()
         self.config = config
-        self.sizes = (
-            config.num_heads * config.head_dim,
-            config.num_heads * config.head_dim,
-            config.value_heads * config.value_head_dim,
-        )
-        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(config.hidden_size, size, bias=False) for size in self.sizes)
+        heads = config.value_heads if config.tied_keys else config.num_heads
+        self.sizes = {"q": heads * config.head_dim, "k": config.measurements * config.num_heads * config.head_dim}
+        self.sizes["v"] = config.measurements * config.value_heads * config.value_head_dim
+        if config.tied_keys:
+            del self.sizes["k"]
+        for name, size in self.sizes.items():
+            setattr(self, f"{name}_proj", nn.Linear(config.hidden_size, size, bias=False))
         if config.conv_size:
-            self.q_conv1d, self.k_conv1d, self.v_conv1d = (ShortConvolution(s, config.conv_size) for s in self.sizes)
+            for name, size in self.sizes.items():
+                setattr(self, f"{name}_conv1d", ShortConvolution(size, config.conv_size))
 
     def new_tail(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B S E"]:
         """The convolution's inputs before the first token: zeros."""
-        return x.new_zeros(x.shape[0], max(self.config.conv_size - 1, 0), sum(self.sizes))
+        return x.new_zeros(x.shape[0], max(self.config.conv_size - 1, 0), sum(self.sizes.values()))
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
         tail: Float[Tensor, "B S E"],
         position: Int[Tensor, "T"] | None = None,
-    ) -> tuple[Float[Tensor, "B T G K"], Float[Tensor, "B T G K"], Float[Tensor, "B T H V"], Float[Tensor, "B S E"]]:
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Project, convolve and normalise.
 
         Returns:
-            q, k, v, and the convolution's tail after these tokens.
+            q ``[B, T, G, K]``, k ``[B, N, G, K]`` (``None`` where tied), v ``[B, N, H, V]``, N the measurements,
+            and the convolution's tail after these tokens.
         """
-        streams = [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
+        streams = {name: getattr(self, f"{name}_proj")(x) for name in self.sizes}
         if self.config.conv_size:
-            raw = torch.cat([tail.to(streams[0].dtype), torch.cat(streams, -1)], 1)
-            convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
-            tails = tail.split(self.sizes, -1)
-            streams = [c(s, t, position) for c, s, t in zip(convolutions, streams, tails, strict=True)]
+            joined = torch.cat(list(streams.values()), -1)
+            raw = torch.cat([tail.to(joined.dtype), joined], 1)
+            tails = dict(zip(self.sizes, tail.split(list(self.sizes.values()), -1), strict=True))
+            streams = {n: getattr(self, f"{n}_conv1d")(s, tails[n], position) for n, s in streams.items()}
             tail = raw[:, raw.shape[1] - (self.config.conv_size - 1) :]
         else:
-            streams = [F.silu(s) for s in streams]
-        q, k, v = (s.unflatten(-1, (heads, -1)) for s, heads in zip(streams, self._heads(), strict=True))
-        return unit_norm(q), unit_norm(k), v, tail
+            streams = {name: F.silu(s) for name, s in streams.items()}
+        q = streams["q"].unflatten(-1, (-1, self.config.head_dim))
+        v = self._measured(streams["v"], self.config.value_head_dim)
+        k = self._measured(streams["k"], self.config.head_dim) if "k" in streams else None
+        if self.config.unit_keys:
+            q, k = unit_norm(q), None if k is None else unit_norm(k)
+        return q, k, v, tail
 
-    def _heads(self) -> tuple[int, int, int]:
-        return self.config.num_heads, self.config.num_heads, self.config.value_heads
+    def _measured(self, x: Float[Tensor, "B T E"], width: int) -> Float[Tensor, "B N H F"]:
+        return x.unflatten(-1, (self.config.measurements, -1, width)).flatten(1, 2)
 
 
 def unit_norm(x: Float[Tensor, "*axes K"], eps: float = 1e-6) -> Float[Tensor, "*axes K"]:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bayesmem.design import MeanAndVariance
 from bayesmem.layers.config import BayesianLayerConfig
 
 
@@ -31,8 +32,11 @@ class GatedRMSNorm(nn.Module):
 class Readout(nn.Module):
     """Gate, norm and project what was read from the memory.
 
+    Where the design reads out the variance too, each head's standard deviation joins its channels
+    on the way to the output projection; the norm would otherwise hide it.
+
     Args:
-        config: sizes.
+        config: sizes and design.
     """
 
     def __init__(self, config: BayesianLayerConfig):
@@ -40,9 +44,30 @@ class Readout(nn.Module):
         width = config.value_heads * config.value_head_dim
         self.g_proj = nn.Linear(config.hidden_size, width, bias=False)
         self.o_norm = GatedRMSNorm(config.value_head_dim, config.norm_eps)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.with_variance = isinstance(config.evidence.readout, MeanAndVariance)
+        self.o_proj = nn.Linear(width + config.value_heads * self.with_variance, config.hidden_size, bias=False)
 
-    def forward(self, o: Float[Tensor, "B T H V"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Hidden states from outputs ``o``, gated by the layer's input ``x``."""
+    def forward(
+        self,
+        o: Float[Tensor, "B T H V"],
+        x: Float[Tensor, "B T D"],
+        predictive_var: Float[Tensor, "B T H"] | None = None,
+        weight: Float[Tensor, "B T H"] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """Hidden states from outputs ``o``, gated by the layer's input ``x``.
+
+        Args:
+            o: the filter's outputs.
+            x: the layer's input.
+            predictive_var: of the outputs; needed where the design reads it out.
+            weight: how much each head counts, applied after the norm (which does not see scale).
+        """
         gate = self.g_proj(x).unflatten(-1, o.shape[-2:])
-        return self.o_proj(self.o_norm(o, gate).flatten(-2))
+        normed = self.o_norm(o, gate)
+        if weight is not None:
+            normed = (normed * weight[..., None]).to(normed.dtype)
+        if self.with_variance:
+            assert predictive_var is not None
+            spread = (predictive_var + 1e-12).sqrt()[..., None].to(normed.dtype)
+            normed = torch.cat([normed, spread], -1)
+        return self.o_proj(normed.flatten(-2))

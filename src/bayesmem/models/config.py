@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from bayesmem.design import DesignModel, MixtureModel
 from bayesmem.layers import BayesianLayerConfig
 
 OF_ALL_MODELS = {*PreTrainedConfig().to_dict(), *dir(PreTrainedConfig()), "torch_dtype", "attn_implementation"}
@@ -18,7 +19,8 @@ class BayesMemConfig(PreTrainedConfig):
         num_hidden_layers: blocks.
         intermediate_size: width of the gated MLP; 0 leaves the MLP out.
         mixer: options of ``BayesianLayerConfig`` but its width, such as
-            ``{"num_heads": 4, "head_dim": 64, "covariance": "reset"}``.
+            ``{"num_heads": 4, "head_dim": 64, "design": "gated_deltanet"}``; a design itself is kept as
+            plain data.
         norm_eps: epsilon of the RMS norms.
         initializer_range: standard deviation of the initial matrices.
         tie_word_embeddings: whether the output shares the embedding's matrix.
@@ -57,6 +59,8 @@ class BayesMemConfig(PreTrainedConfig):
         self.num_hidden_layers = num_hidden_layers
         self.intermediate_size = intermediate_size
         self.mixer = dict(mixer or {})
+        if isinstance(design := self.mixer.get("design"), DesignModel | MixtureModel):
+            self.mixer["design"] = design.to_dict()
         self.norm_eps = norm_eps
         self.initializer_range = initializer_range
         self.use_cache = use_cache

@@ -67,7 +67,7 @@ def bayesian_filter(
             zero and the prior covariance. ``cov=None`` takes the prior's.
         cu_seqlens: ``[N + 1]`` offsets of N sequences packed in one row (B = 1).
         outputs: any of ``"predictive_var"``, ``"log_evidence"``, ``"final_belief"``.
-        backend: ``auto`` (chunk, or recurrent for one token), ``recurrent``, ``chunk``, or a
+        backend: ``auto`` (chunk; recurrent for one token or under ``dof``), ``recurrent``, ``chunk``, or a
             ``Backend`` with settings.
         validate: whether to read the values for NaN and wrong signs; default: on a CPU only,
             since on a GPU it waits for the device.
@@ -93,8 +93,8 @@ def bayesian_filter(
         want_var = "predictive_var" in outputs
 
         def solve(p: Problem) -> Solution:
-            one_token = backend.name == "auto" and p.q.shape[2] == 1
-            if backend.name == "recurrent" or one_token:
+            stepwise = backend.name == "auto" and (p.q.shape[2] == 1 or p.dof is not None)
+            if backend.name == "recurrent" or stepwise:
                 solution = filter_recurrent(p)
             else:
                 solution = filter_chunk(p, want_var, backend.chunk_size)
@@ -129,6 +129,12 @@ def _check(
     if log_decay is not None:
         check.gate_shape("log_decay", log_decay, sizes)
     check.check_assumptions(assumptions, sizes, log_decay)
+    if assumptions.dof is not None and backend.name == "chunk":
+        raise ValueError(
+            "backend='chunk' with dof: a Student-t gain waits for its innovation; use 'auto' or 'recurrent'."
+        )
+    if assumptions.covariance == "none" and "predictive_var" in outputs:
+        raise ValueError("predictive_var with covariance='none': this memory carries a mean only; ask for no variance.")
     if assumptions.write == "latent_input":
         if obs_noise is not None or "log_evidence" in outputs:
             raise ValueError("write='latent_input' measures nothing: pass obs_noise=None and ask for no log_evidence.")
@@ -178,6 +184,7 @@ def _output(s: Solution, dtype: torch.dtype, working: torch.dtype, outputs: Sequ
     if "log_evidence" in outputs and s.innovation is not None and s.innovation_var is not None:
         size, spread = s.innovation.shape[-1], s.innovation_var
         evidence = -0.5 * (size * (2 * math.pi * spread).log() + (s.innovation**2).sum(-1) / spread)
+        evidence = evidence if s.log_evidence is None else s.log_evidence
         evidence = evidence.transpose(1, 2).to(working)
     if "final_belief" in outputs:
         belief = s.final_belief  # in the dtype it was computed in, so that nothing is lost

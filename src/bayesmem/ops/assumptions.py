@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-Covariance = Literal["full", "diagonal", "isotropic", "reset", "steady_state"]
+Covariance = Literal["full", "diagonal", "isotropic", "reset", "steady_state", "none"]
 Write = Literal["measurement", "latent_input"]
 
 COVARIANCES: tuple[str, ...] = get_args(Covariance)
@@ -70,7 +70,8 @@ class Assumptions:
     Attributes:
         covariance: how the covariance is carried. ``full`` exactly; ``diagonal`` and
             ``isotropic`` as mean-field projections; ``reset`` puts it back to the prior before
-            every token (the delta rule); ``steady_state`` holds it at ``steady_var``.
+            every token (the delta rule); ``steady_state`` holds it at ``steady_var``; ``none``, under
+            ``write="latent_input"`` only, computes the mean alone.
         process_noise: how certainty is lost between tokens.
         prior_var: prior variance ``p0`` of the memory: a number, ``[H]`` or ``[H, K]``.
         steady_var: for ``steady_state``, the constant predicted variance ``[H]``; ``None`` takes
@@ -80,6 +81,9 @@ class Assumptions:
         obs_noise_floor: observation noise is raised to at least this fraction of ``p0 |k|^2``, the
             prior's own variance along the key (not under ``reset``): it bounds what one token can
             tell, and with it the condition of the float32 factorisations.
+        dof: degrees of freedom of a Student-t observation noise; ``None`` is Gaussian. Experimental:
+            gains then depend on the values, so the recurrent back end computes it
+            (``bayesmem.ops.student_t``).
     """
 
     covariance: Covariance = "full"
@@ -88,3 +92,4 @@ class Assumptions:
     steady_var: Tensor | None = None
     write: Write = "measurement"
     obs_noise_floor: float | int = 1e-4
+    dof: float | int | None = None

@@ -85,9 +85,11 @@ def _filter_precision(p: Problem, chunk_size: int | None) -> Solution:
 
 
 def _filter_latent(p: Problem, want_var: bool, chunk_size: int | None) -> Solution:
-    assert isinstance(p.noise, AffineNoise) and p.initial.cov is not None
     size = chunk_size or _size(p.log_decay, p.q.shape[-1])
     o, mean = additive_write(p.q, p.k, p.v, p.log_decay, p.initial.mean, size)
+    if p.covariance == "none":
+        return Solution(o, Belief(mean, None))
+    assert isinstance(p.noise, AffineNoise) and p.initial.cov is not None
     # The covariance runs open loop: a measurement through a zero key says nothing.
     silent, noise = torch.zeros_like(p.k), torch.ones_like(p.obs_noise)
     retention, size = p.noise.log_retention, chunk_size or _size(p.noise.log_retention, p.q.shape[-1])

@@ -69,6 +69,7 @@ def normalised(
         initial=Belief(mean, _prior_cov(prior, covariance, rows) if given is None else given),
         covariance=covariance,
         measured=assumptions.write == "measurement",
+        dof=assumptions.dof,
     )
 
 

@@ -25,6 +25,7 @@ class Problem:
         initial: belief before the first token; ``cov`` in the structure's own layout.
         covariance: the structure.
         measured: False for the latent-input write.
+        dof: degrees of freedom of the observation noise; ``None`` is Gaussian.
     """
 
     q: Float[Tensor, "B H T K"]
@@ -38,14 +39,16 @@ class Problem:
     initial: Belief
     covariance: Covariance
     measured: bool
+    dof: float | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """What a back end returns, heads first; ``None`` where not asked for."""
+    """What a back end returns, heads first; ``None`` where not asked for (evidence: where it is the innovation's)."""
 
     o: Float[Tensor, "B H T V"]
     final_belief: Belief
     predictive_var: Float[Tensor, "B H T"] | None = None
     innovation: Float[Tensor, "B H T V"] | None = None
     innovation_var: Float[Tensor, "B H T"] | None = None
+    log_evidence: Float[Tensor, "B H T"] | None = None

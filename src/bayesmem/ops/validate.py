@@ -74,16 +74,21 @@ def check_assumptions(a: Assumptions, sizes: dict[str, int], log_decay: Tensor |
         raise ValueError(
             f"process_noise is {noise!r}; expected PriorMixing(), Additive(), Discount() or LogLinearMixing()."
         )
+    if a.covariance == "none" and a.write != "latent_input":
+        raise ValueError(
+            "covariance='none' leaves a measurement without a gain; it goes with write='latent_input' only."
+        )
     carried = a.covariance in ("full", "diagonal", "isotropic")
     if not carried and not isinstance(noise, PriorMixing):
         raise ValueError(
             f"{type(noise).__name__} with covariance={a.covariance!r}: no covariance is carried from token to "
             "token, so this noise would have no effect. Use covariance='full', 'diagonal' or 'isotropic'."
         )
-    if a.write == "latent_input" and (a.covariance != "full" or isinstance(noise, Discount | LogLinearMixing)):
+    open_loop = a.covariance in ("full", "none")
+    if a.write == "latent_input" and (not open_loop or isinstance(noise, Discount | LogLinearMixing)):
         raise ValueError(
             "write='latent_input' measures nothing: its covariance runs open loop and takes covariance='full' "
-            f"with PriorMixing or Additive; got {a.covariance!r} with {type(noise).__name__}."
+            f"(or 'none') with PriorMixing or Additive; got {a.covariance!r} with {type(noise).__name__}."
         )
     if isinstance(noise, PriorMixing) and noise.log_retention is not None:
         gate_shape("log_retention", noise.log_retention, sizes)
@@ -95,6 +100,10 @@ def check_assumptions(a: Assumptions, sizes: dict[str, int], log_decay: Tensor |
             raise ValueError(f"Discount floor is {noise.floor}; expected a fraction of the prior precision, 0 to 1.")
     if isinstance(noise, LogLinearMixing) and log_decay is not None and log_decay.ndim == 4:
         raise ValueError("LogLinearMixing mixes whole beliefs: log_decay must be per head [B, T, H], not per channel.")
+    if a.dof is not None and (a.write == "latent_input" or not 0 < a.dof < float("inf")):
+        raise ValueError(
+            f"dof is {a.dof} with write={a.write!r}; expected positive degrees of freedom of a measurement."
+        )
     if isinstance(a.prior_var, Tensor):
         shape_of("prior_var", a.prior_var, "H" if a.prior_var.ndim < 2 else "H K", sizes)
     if a.steady_var is not None:
