@@ -175,7 +175,7 @@ def _predict(m: DesignModel) -> list[Line]:
     noise, structure = m.process_noise, m.covariance
     mean = Line("predict", f"M⁻ = {factor}M", rf"M^- = {factor_latex}M")
     if isinstance(noise, a.LogLinearMixing):  # a reduced structure: the mean decays as its variance is pulled
-        mean = Line("predict", "M⁻ = γ P⁻ P⁻¹ M", r"M^- = \gamma P^- P^{-1} M")
+        mean = Line("predict", "M⁻ = γ P⁻ inv(P) M", r"M^- = \gamma P^- P^{-1} M")
     if structure == "reset":
         return [mean, Line("", "P⁻ = P₀", r"P^- = P_0")]
     if structure == "steady_state":
@@ -217,7 +217,7 @@ def _predict_cov(m: DesignModel, factor: str, factor_latex: str) -> Line:
 
 def _update(m: DesignModel, write: a.Measurement) -> list[Line]:
     each = f"each of {write.per_token}" if write.per_token > 1 else ""
-    noise, latex_noise = ("r", "r") if write.dof is None else ("r / w", "r / w")
+    noise = "r" if write.dof is None else "r / w"
     lines = []
     if write.dof is not None:
         lines.append(
@@ -231,15 +231,15 @@ def _update(m: DesignModel, write: a.Measurement) -> list[Line]:
         Line(
             each or "update",
             f"s = kᵀ P⁻ k + {noise},  g = P⁻ k / s,  e = v − M⁻ᵀ k",
-            rf"s = k^\top P^- k + {latex_noise}, \quad g = P^- k / s, \quad e = v - (M^-)^\top k",
+            rf"s = k^\top P^- k + {noise}, \quad g = P^- k / s, \quad e = v - (M^-)^\top k",
         )
     )
     lines.append(Line("", "M = M⁻ + g eᵀ", r"M = M^- + g e^\top"))
     after = {
         "full": ("P = P⁻ − s g gᵀ", r"P = P^- - s g g^\top"),
         "diagonal": (
-            "P = diag(p),  1 / p = 1 / p⁻ + k² / r for each channel",
-            r"P = \mathrm{diag}(p), \quad 1 / p = 1 / p^- + k^2 / r",
+            f"P = diag(p),  1 / p = 1 / p⁻ + k² / ({noise}) for each channel".replace("(r)", "r"),
+            rf"P = \mathrm{{diag}}(p), \quad 1 / p = 1 / p^- + k^2 / ({noise})".replace("(r)", "r"),
         ),
         "isotropic": (
             "P = p I,  p = p⁻ − (p⁻)² |k|² / (K s)",
