@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from bayesmem.report import page
@@ -74,6 +76,34 @@ def run_text(out: Out = Path("runs/text"), seed: Seed = 0, steps: Steps = None, 
     """Byte-level models of both mixers on real text (minutes)."""
     _prepare()
     _finish(out, (lambda: _text(out, seed, text, steps),))
+
+
+@app.command("designs")
+def designs(
+    name: Annotated[str | None, typer.Argument(help="A design, to see it in full.")] = None,
+    latex: Annotated[bool, typer.Option("--latex", help="Its update as LaTeX.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole zoo as Markdown (docs/designs.md).")] = False,
+) -> None:
+    """The zoo: what each design assumes, its update, its state, and what it is exactly equal to."""
+    from bayesmem.design import ZOO, named, table
+
+    if markdown:
+        sys.stdout.write(table.markdown())
+        return
+    if name:
+        console.print(named(name).describe("latex" if latex else "text"), markup=False, highlight=False, soft_wrap=True)
+        return
+    if latex:
+        raise ValueError("--latex without a design; name one, such as `bayesmem designs gated_deltanet --latex`.")
+    for row in map(table.summary, ZOO.values()):
+        mark = " [dim](experimental)[/dim]" if row.experimental else ""
+        console.print(f"[bold]{row.name}[/bold]{mark}", highlight=False)
+        for heading in ("assumes", "update", "state", "equals"):
+            console.print(
+                Padding(f"[dim]{heading:8}[/dim]{escape(getattr(row, heading))}", (0, 0, 0, 2)), highlight=False
+            )
+    console.print("\nMeasured designs share s = kᵀ P⁻ k + r, the gain g = P⁻ k / s and M = M⁻ + g (v − M⁻ᵀ k)ᵀ.")
+    console.print(f"{len(ZOO)} designs; `bayesmem designs NAME` shows one in full, docs/extending.md adds yours.")
 
 
 @app.command("report")

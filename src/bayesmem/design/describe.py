@@ -35,7 +35,7 @@ def as_text(m: DesignModel) -> str:
     """Assumptions, update, inputs, state and claims, for a terminal."""
     r = m.recurrence
     assumed = ("prior", "transition", "process_noise", "write", "covariance", "readout")
-    rows = [("assumes", f"{name.replace('_', ' '):14}{_words(getattr(m, name))}") for name in assumed]
+    rows = [("assumes", f"{name.replace('_', ' '):14}{words(getattr(m, name))}") for name in assumed]
     rows += [("update", f"{line.label:14}{line.text}") for line in update_lines(m)]
     if fixed := _fixed(m):
         rows.append(("update", f"{'with':14}{', '.join(fixed)}"))
@@ -43,7 +43,7 @@ def as_text(m: DesignModel) -> str:
     rows += [("inputs", line) for line in inputs or ["none besides q, k, v"]]
     passes = ", then ".join(r.passes)
     rows += [("passes", passes + (f" (gain rule: {r.gain_rule.replace('_', ' ')})" if r.gain_rule else ""))]
-    rows += [("state", f"{_state(m)} numbers a head"), ("exactness", r.exact)]
+    rows += [("state", f"{state_words(m)} numbers a head"), ("exactness", r.exact)]
     rows += [("equals", m.equals)] if m.equals else []
     rows += [("source", m.source)] if m.source else []
     rows += [("status", "experimental")] if r.experimental else []
@@ -64,7 +64,7 @@ def mixture_text(m: MixtureModel) -> str:
     rows = [("assumes", f"one of {', '.join(names)}; nobody knows which")]
     rows += [("update", "each component by itself"), ("update", f"{weights}, normalised"), ("update", "o = Σ w o_j")]
     rows += [("inputs", line) for line in needed]
-    rows += [("state", " + ".join(_state(c) for c in m.components) + f" + {len(names)} numbers a head")]
+    rows += [("state", f"{state_words(m)} numbers a head")]
     rows += [("exactness", m.recurrence.exact)]
     rows += [("equals", m.equals)] if m.equals else []
     rows += [("source", m.source)] if m.source else []
@@ -92,7 +92,7 @@ def _aligned(rows: list[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def _words(choice: object) -> str:
+def words(choice: object) -> str:
     """A choice as it would be written, its defaults left out."""
     if isinstance(choice, str):
         return choice
@@ -100,7 +100,10 @@ def _words(choice: object) -> str:
     return f"{type(choice).__name__}({', '.join(f'{f.name}={getattr(choice, f.name)!r}' for f in given)})"
 
 
-def _state(m: DesignModel) -> str:
+def state_words(m: DesignModel | MixtureModel) -> str:
+    """Numbers a head carries, in symbols."""
+    if not hasattr(m, "covariance"):
+        return " + ".join(state_words(c) for c in m.components) + f" + {len(m.components)}"
     return {"full": "K V + K²", "diagonal": "K V + K", "isotropic": "K V + 1"}.get(m.covariance, "K V")
 
 
