@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bayesmem import Assumptions, PriorMixing, bayesian_filter
+from bayesmem.ops import Assumptions, PriorMixing, bayesian_filter
 from bayesmem.report.records import Records
 
 HERE = Path(__file__).parent

@@ -118,7 +118,7 @@ class DesignModel(Filtering):
             value = getattr(self, field)
             if not isinstance(value, kinds):
                 expected = ", ".join(f"{kind.__name__}()" for kind in kinds)
-                raise ValueError(f"{self.name}: {field} is {value!r}; expected one of {expected}.")
+                raise ValueError(f"{self.name}: {field} is {value!r}; expected one of {expected} of bayesmem.design.")
         if self.covariance not in a.COVARIANCES:
             allowed = ", ".join(map(repr, a.COVARIANCES))
             raise ValueError(f"{self.name}: covariance is {self.covariance!r}; expected one of {allowed}.")

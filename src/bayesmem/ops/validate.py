@@ -72,7 +72,8 @@ def check_assumptions(a: Assumptions, sizes: dict[str, int], log_decay: Tensor |
     noise = a.process_noise
     if not isinstance(noise, PriorMixing | Additive | Discount | LogLinearMixing):
         raise ValueError(
-            f"process_noise is {noise!r}; expected PriorMixing(), Additive(), Discount() or LogLinearMixing()."
+            f"process_noise is {noise!r}; expected PriorMixing(), Additive(), Discount() or LogLinearMixing() of "
+            "bayesmem.ops, which hold tensors (those of bayesmem.design say where the numbers come from)."
         )
     if a.covariance == "none" and a.write != "latent_input":
         raise ValueError(
