@@ -4,8 +4,9 @@ Each component is filtered by itself and the posterior is their mixture, with we
 
     log w_t = kept * log w_{t-1} + log p(v_t | v_<t, component)      (normalised)
 
-which is exact Bayesian model averaging at ``kept = 1`` (Magill 1965; docs/math.md section 1.3). The prediction at a query is a
-mixture of Gaussians: its mean is the weighted mean, its variance that within and between components.
+which is exact Bayesian model averaging at ``kept = 1`` (Magill 1965; docs/math.md section 1.3).
+The prediction at a query is a mixture of Gaussians: its mean is the weighted mean, its variance that
+within and between components.
 """
 
 from collections.abc import Sequence

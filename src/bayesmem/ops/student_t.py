@@ -8,8 +8,8 @@ that ``e`` is multivariate Student-t. Memory and weight are taken as independent
     R  = |e|^2 (r' / s)^2 + V m r' / s,  s = m + r'       expected square of v - S^T k, m = k^T P- k
     w  = (dof + V) / (dof + R / r)                        small where the token is outlying
 
-Derivation: docs/math.md section 1.2. It is an approximation: for one channel the gain is within .15 of the exact one at one degree of freedom
-and within .07 at four (tests/ops/test_student_t.py, by quadrature).
+Derivation: docs/math.md section 1.2. An approximation: for one channel the gain is within .15 of the
+exact one at one degree of freedom and within .07 at four (tests/ops/test_student_t.py, by quadrature).
 
 Source: the variational filter of Agamennoni, Nieto and Nebot (2012), with one weight a token.
 """
