@@ -2,7 +2,7 @@
 
 The reading of linear attention as latent-input designs, and of the delta rules as covariance
 resets, is that of Dowling et al., arXiv 2605.31163 (2026); where a published layer was written by
-its authors in other terms, the reduction is derived in docs/math.md and held by tests/design.
+its authors in other terms, the reduction is derived in docs/math.md and held by tests/peers.
 """
 
 from bayesmem.design.assumptions import (
@@ -81,7 +81,7 @@ HGRN2 = DesignModel(
 DELTANET = DesignModel(
     name="deltanet",
     covariance="reset",
-    equals="DeltaNet, beta = 1 / (1 + r), for unit keys and beta below 1",
+    equals="DeltaNet, beta = 1 / (r + |k|^2), while beta |k|^2 is below 1",
     source="Yang et al., arXiv 2406.06484",
 )
 
@@ -89,7 +89,7 @@ GATED_DELTANET = DesignModel(
     name="gated_deltanet",
     transition=Decay(),
     covariance="reset",
-    equals="Gated DeltaNet, beta = 1 / (1 + r), for unit keys and beta below 1",
+    equals="Gated DeltaNet, beta = 1 / (r + |k|^2), while beta |k|^2 is below 1",
     source="Yang et al., arXiv 2412.06464",
 )
 
@@ -97,7 +97,7 @@ KDA = DesignModel(
     name="kda",
     transition=Decay(per="channel"),
     covariance="reset",
-    equals="Kimi Delta Attention, beta = 1 / (1 + r), for unit keys and beta below 1",
+    equals="Kimi Delta Attention, beta = 1 / (r + |k|^2), while beta |k|^2 is below 1",
     source="Kimi Team, arXiv 2510.26692",
 )
 
@@ -106,7 +106,7 @@ DELTAPRODUCT = DesignModel(
     transition=Decay(),
     write=Measurement(per_token=2),
     covariance="reset",
-    equals="Gated DeltaProduct of two Householder steps a token, for unit keys and beta below 1",
+    equals="Gated DeltaProduct of two Householder steps a token, while beta |k|^2 is below 1",
     source="Siems et al., arXiv 2502.10297",
 )
 
@@ -114,7 +114,7 @@ LONGHORN = DesignModel(
     name="longhorn",
     write=Measurement(unit_keys=False),
     covariance="reset",
-    equals="Longhorn's proximal step, beta = 1 / (r + |k|^2), before its diagonal approximation of k k^T",
+    equals="Longhorn's proximal step, its beta 1 / r, before its diagonal approximation of k k^T",
     source="Liu et al., arXiv 2407.14207",
 )
 

@@ -68,7 +68,7 @@ def filter_design(
         raise ValueError(f"initial_belief is a mixture's; {design.name} carries one belief.")
     sizes = _check(design, q, k, v, inputs, context)
     given = _per_token(design, inputs, q, sizes)
-    k = 1 - given["log_decay"].exp() if k is None else k
+    k = -torch.expm1(given["log_decay"]) if k is None else k  # 1 - a, without losing digits near a = 1
     if context.attention_mask is not None:
         k, given = _silenced(k, given, context.attention_mask)
     count = design.write.per_token if isinstance(design.write, a.Measurement) else 1
