@@ -22,14 +22,20 @@ def test_every_command_has_help():
 
 
 def test_collision_writes_records_and_a_page(tmp_path):
-    result = CliRunner().invoke(cli.app, ["run", "collision", "--out", str(tmp_path), "--rows", "3"])
-    assert result.exit_code == 0
+    quick = ["run", "collision", "--out", str(tmp_path), "--quick", "--sweep", "collision", "--sweep", "noise"]
+    result = CliRunner().invoke(cli.app, quick)
+    assert result.exit_code == 0, result.output
+    assert "holds" in result.output and "fails" not in result.output
     assert (tmp_path / "report.html").is_file()
     drawn = CliRunner().invoke(cli.app, ["report", str(tmp_path), "--pictures", str(tmp_path / "img")])
     assert drawn.exit_code == 0
-    assert {p.name for p in (tmp_path / "img").iterdir()} == {"collision-light.svg", "collision-dark.svg"}
+    names = {
+        f"{name}-{theme}.svg" for name in ("collision_collision", "collision_noise") for theme in ("light", "dark")
+    }
+    assert {p.name for p in (tmp_path / "img").iterdir()} == names
     before = Records(tmp_path / "records.jsonl").all()
-    CliRunner().invoke(cli.app, ["run", "collision", "--out", str(tmp_path), "--rows", "3"])
+    assert [r.name for r in before] == ["collision", "noise", "verdicts"]
+    CliRunner().invoke(cli.app, quick)
     assert Records(tmp_path / "records.jsonl").all() == before  # nothing is done twice
 
 
@@ -73,6 +79,10 @@ def test_text_end_to_end(tmp_path):
     [
         (["demo", "--text", "missing.txt"], "no text file at missing.txt"),
         (["run", "collision", "--noise", "-1"], "noise_var is -1"),
+        (["run", "collision", "--precision", "3"], "precision is 3"),
+        (["run", "collision", "--sweep", "nonsense"], "there is no sweep nonsense"),
+        (["report", "records.jsonl"], "say what to draw from it"),
+        (["report", "nowhere.jsonl", "--results", "results.md"], "has no sweep repeats"),
         (["report", "nowhere"], "no records at"),
         (["run", "recall", "--vocab-size", "40"], "too few to ask for as many strangers as 10 pairs"),
     ],
@@ -88,6 +98,8 @@ def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):
         raise KeyboardInterrupt("stopped at step 3")
 
     monkeypatch.setattr(cli, "_recall", interrupted)
+    part = cli._collision
+    monkeypatch.setattr(cli, "_collision", lambda out, seed: part(out, seed, sweeps=["collision"]))
     result = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 130
     assert "stopped at step 3" in result.output and "same command goes on" in result.output

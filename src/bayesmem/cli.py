@@ -14,7 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 
 from bayesmem.report import page
+from bayesmem.report import results as collision_results
 from bayesmem.report.records import Records, records_in
+from bayesmem.report.verdicts import sweeps, verdicts
 
 app = typer.Typer(
     help="Efficient sequence layers that know what they know.",
@@ -46,15 +48,21 @@ def demo(out: Out = Path("runs/demo"), seed: Seed = 0, text: TextFile = None) ->
 def run_collision(
     out: Out = Path("runs/collision"),
     seed: Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Intervals five times as wide, in seconds.")] = False,
+    sweep: Annotated[list[str] | None, typer.Option(help="Only this sweep; may be given several times.")] = None,
     cosine: Annotated[float | None, typer.Option(min=-1, max=1, help="Cosine of the two keys.")] = None,
     writes: Annotated[int | None, typer.Option(min=1, help="Writes of the first key before the second comes.")] = None,
     noise: Annotated[float | None, typer.Option(help="Variance of the values' noise.")] = None,
-    rows: Annotated[int | None, typer.Option(min=2, help="Sequences to simulate.")] = None,
+    precision: Annotated[
+        float | None, typer.Option(help="Half-width of the intervals, as a share of the value.")
+    ] = None,
 ) -> None:
-    """Predicted against simulated recall for three rules (seconds)."""
+    """Predicted against simulated recall, for every rule with a closed form (a minute or two)."""
     _prepare()
-    given = {"cosine": cosine, "writes_a": writes, "noise_var": noise, "rows": rows}
-    _finish(out, (lambda: _collision(out, seed, **{k: v for k, v in given.items() if v is not None}),))
+    given = {"cosine": cosine, "writes_a": writes, "noise_var": noise, "precision": precision}
+    changes = {k: v for k, v in given.items() if v is not None}
+    _finish(out, (lambda: _collision(out, seed, quick, sweep, **changes),))
+    _verdicts(records_in(out))
 
 
 @runs.command("recall")
@@ -108,12 +116,20 @@ def designs(
 
 @app.command("report")
 def report(
-    out: Annotated[Path, typer.Argument(file_okay=False, help="A run's folder.")],
+    out: Annotated[Path, typer.Argument(help="A run's folder, or a file of records.")],
     pictures: Annotated[Path | None, typer.Option(help="Folder for the pictures as SVG files too.")] = None,
+    results: Annotated[Path | None, typer.Option(help="File for the collision study as Markdown.")] = None,
 ) -> None:
-    """Draw the page of a run's folder again from its records."""
-    records = records_in(out)
-    console.print(f"report: {page.write(records, out / 'report.html').resolve()}", soft_wrap=True)
+    """Draw the page of a run's folder again from its records, or from a file of records pictures and results."""
+    lone = out.suffix == ".jsonl"
+    records = Records(out) if lone else records_in(out)
+    if results:
+        text = collision_results.markdown(records, results, pictures or results.parent / "img")
+        results.write_text(text, encoding="utf-8")
+    if lone and not (pictures or results):
+        raise ValueError(f"{out} is a file of records; say what to draw from it, --pictures or --results.")
+    if not lone:
+        console.print(f"report: {page.write(records, out / 'report.html').resolve()}", soft_wrap=True)
     if pictures:
         pictures.mkdir(parents=True, exist_ok=True)
         for name, picture in page.pictures(records).items():
@@ -131,10 +147,13 @@ def _prepare() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def _collision(out: Path, seed: int, **changes: float | int) -> None:
+def _collision(
+    out: Path, seed: int, quick: bool = True, sweeps: list[str] | None = None, **changes: float | int
+) -> None:
     from bayesmem.experiments import collision
 
-    collision.run(collision.CollisionRun(seed=seed, **changes), out)  # type: ignore[arg-type]
+    config = (collision.quick if quick else collision.CollisionRun)(seed=seed, **changes)  # type: ignore[arg-type]
+    collision.run(config, out, sweeps or tuple(collision.SWEEPS))
 
 
 def _recall(out: Path, seed: int, steps: int | None = None, **changes: int) -> None:
@@ -178,6 +197,13 @@ def _table(records: Records) -> None:
     for row in rows:
         values = [f"[bold]{v}[/bold]" if i in row.best else v for i, v in enumerate(row.values)]
         table.add_row(row.what, *values)
+    console.print(table)
+
+
+def _verdicts(records: Records) -> None:
+    table = Table("claim", "found", "asked", "")
+    for row in verdicts(sweeps(records)):
+        table.add_row(row.what, row.found, row.wanted, "holds" if row.holds else "[bold red]fails[/bold red]")
     console.print(table)
 
 

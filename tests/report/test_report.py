@@ -35,10 +35,11 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def test_a_page_of_one_part(tmp_path):
-    collision.run(collision.CollisionRun(rows=5, writes_b=6, key_dim=4, value_dim=2), tmp_path)
+    collision.run(collision.quick(precision=0.5), tmp_path, ["collision", "noise"])
     records = Records(tmp_path / "records.jsonl")
     html = page.write(records, tmp_path / "report.html").read_text()
-    assert html.count("data:image/svg+xml;base64,") == 2
+    assert html.count("data:image/svg+xml;base64,") == 4
+    assert "<b>The delta rule overwrites:</b>" in html and "binomial p" in html
     assert "http://" not in html and "https://" not in html  # self-contained
     assert "bayesmem run recall" in html  # what has not run is named
 

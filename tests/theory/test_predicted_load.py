@@ -26,15 +26,18 @@ def averaged(errors):
 
 
 @pytest.mark.parametrize("ridge", [0.01, 0.1, 1.0])
-@pytest.mark.parametrize("fill", [0.25, 0.5, 0.875, 1.0, 2.0])
+@pytest.mark.parametrize("fill", [1 / 64, 0.125, 0.25, 0.5, 0.875, 1.0, 2.0])
 def test_bayesian(run, random_keys, fill, ridge):
-    """Large-K limit at K = 64: within 2.5%, save just below capacity with little noise; and 4 standard errors."""
+    """Large-K limit at K = 64: within 2.5%, save at few keys, and just below capacity with little noise; and 4
+    standard errors."""
     key_dim, prior_var = 64, 1.5
     count = int(fill * key_dim)
     settings = {"obs_noise": ridge * prior_var, "prior_var": prior_var}
     keys = random_keys(16_384 // count, count, key_dim, seed=0)
     noisy, stored = final_errors(run, keys, "bayesian", **settings)
     bound = {(1.0, 0.01): 0.06, (0.875, 0.01): 0.11}.get((fill, ridge), 0.025)
+    if fill < 0.25 and ridge < 1:
+        bound = 0.04 if ridge == 0.1 else 0.05
     for errors, moments in ((noisy, (NOISE_VAR, VALUE_VAR)), (stored, (0.0, 1.0))):
         mean, standard_error = averaged(errors.mean(-1))
         ours = load.bayesian_error(count, key_dim, *settings.values(), *moments)

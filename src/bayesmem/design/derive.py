@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from bayesmem.design import assumptions as a
@@ -75,6 +76,7 @@ class Recurrence:
         return StateSize(key_dim * value_dim, cov)
 
 
+@cache
 def derive(model: DesignModel) -> Recurrence:
     """The recurrence that follows from a design's assumptions.
 

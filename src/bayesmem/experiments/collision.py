@@ -1,101 +1,82 @@
-"""Collision: predicted against simulated recall, for three rules that see the same evidence."""
+"""Collision: what the theory predicts of every rule, against the filter itself, sweep by sweep."""
 
-from dataclasses import asdict, dataclass
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from rich.progress import Progress
 
-from bayesmem.ops import Assumptions, bayesian_filter
-from bayesmem.report import BAYESIAN, DELTA, LINEAR
+from bayesmem.experiments.collision_config import CollisionRun, Curve, quick
+from bayesmem.experiments.collision_sweeps import SWEEPS
+from bayesmem.experiments.measure import measure
 from bayesmem.report.records import records_in
-from bayesmem.tasks.collision import CollisionConfig, make_collision
-from bayesmem.theory import collision as theory
+from bayesmem.report.verdicts import as_figures, verdicts
+from bayesmem.report.verdicts import sweeps as swept
+
+__all__ = ["EXPERIMENT", "SWEEPS", "CollisionRun", "quick", "run"]
 
 EXPERIMENT = "collision"
-RULES = {
-    BAYESIAN: Assumptions(covariance="full"),
-    DELTA: Assumptions(covariance="reset"),
-    LINEAR: Assumptions(write="latent_input"),
-}
 
 
-@dataclass(frozen=True, slots=True)
-class CollisionRun:
-    """Settings of the collision experiment; the defaults take a few seconds.
+def run(config: CollisionRun, out: Path, sweeps: Sequence[str] = tuple(SWEEPS)) -> None:
+    """Simulate the sweeps and write each beside its predictions; finished ones are taken from the records.
 
-    Attributes:
-        key_dim: K.
-        value_dim: V.
-        cosine: between the two keys.
-        writes_a: times the first association is written before the second comes.
-        writes_b: most writes of the second.
-        noise_var: variance of the values' noise, and the observation noise that the filters assume.
-        rows: sequences simulated.
-        seed: of the draws.
+    Args:
+        config: settings.
+        out: folder of the records.
+        sweeps: names of ``SWEEPS``.
+
+    Raises:
+        ValueError: a sweep that there is not.
     """
-
-    key_dim: int = 32
-    value_dim: int = 16
-    cosine: float | int = 0.7
-    writes_a: int = 8
-    writes_b: int = 64
-    noise_var: float | int = 0.25
-    rows: int = 200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.noise_var > 0:
-            raise ValueError(f"noise_var is {self.noise_var}; the filters assume it too: expected a positive variance.")
-        self.task()  # refuses what cannot be made
-
-    def task(self, **changes: int) -> CollisionConfig:
-        """The data of one sweep."""
-        settings: dict[str, Any] = asdict(self) | changes
-        settings["noise_std"] = settings.pop("noise_var") ** 0.5
-        return CollisionConfig(**settings)
-
-
-def run(config: CollisionRun, out: Path) -> None:
-    """Simulate both sweeps under all rules and write them beside their predictions."""
+    if unknown := sorted(set(sweeps) - set(SWEEPS)):
+        raise ValueError(f"there is no sweep {', '.join(unknown)}; expected some of {', '.join(SWEEPS)}.")
     records, settings = records_in(out), asdict(config)
-    if records.find(EXPERIMENT, "collision", settings):
-        return
-    repeats = np.arange(1, config.writes_b + 1)
-    sweeps: dict[str, tuple[CollisionConfig, np.ndarray, np.ndarray]] = {
-        "repeats": (config.task(writes_a=config.writes_b, writes_b=0), repeats, np.zeros_like(repeats)),
-        "collision": (config.task(), np.full_like(repeats, config.writes_a), repeats),
-    }
-    for name, (task, n_a, n_b) in sweeps.items():
-        figures: dict[str, Any] = {"writes": repeats.tolist()}
-        figures |= {rule: _sweep(rule, assumptions, task, config, n_a, n_b) for rule, assumptions in RULES.items()}
-        records.add(EXPERIMENT, name, settings, figures)
+    missing = [name for name in SWEEPS if name in sweeps and not records.find(EXPERIMENT, name, settings)]
+    todo = {name: SWEEPS[name](config) for name in missing}
+    points = sum(len(curve.x) for curves in todo.values() for curve in curves)
+    with Progress(transient=True, disable=not points) as progress:
+        task = progress.add_task("collision", total=points)
+        for name, curves in todo.items():
+            progress.update(task, description=f"collision: {name}")
+            started = time.monotonic()
+            found = []
+            for curve in curves:
+                found.append(_curve(name, curve, config))
+                progress.advance(task, len(curve.x))
+            records.add(EXPERIMENT, name, settings, {"curves": found, "seconds": round(time.monotonic() - started, 1)})
+    found_now = {name: record for name, record in swept(records).items() if name in sweeps}
+    if todo:
+        records.add(EXPERIMENT, "verdicts", settings, as_figures(verdicts(found_now)))
 
 
-def _sweep(
-    rule: str, assumptions: Assumptions, task: CollisionConfig, config: CollisionRun, n_a: np.ndarray, n_b: np.ndarray
-) -> dict[str, Any]:
-    """Squared error of the first association's recall after every write: predicted, simulated, 95% half-width."""
-    data = make_collision(task)
-    gate = torch.zeros(data.k.shape[:3], dtype=data.k.dtype)
-    noise = None if rule == LINEAR else torch.full_like(gate, config.noise_var)
-    o = bayesian_filter(data.q, data.k, data.v, gate, noise, assumptions).o[:, :, 0]
-    error = (o - data.value_a[:, None]).square()[:, -len(n_a) :]
-    row_means = error.mean(-1).numpy()
-    if rule == BAYESIAN:
-        recall = theory.bayesian_retrieval(n_a, n_b, config.cosine, config.noise_var)
-    elif rule == DELTA:
-        recall = theory.delta_rule_retrieval(n_a, n_b, config.cosine, 1 / (1 + config.noise_var))
-    else:
-        recall = theory.linear_attention_retrieval(n_a, n_b, config.cosine)
-    # Values are standard normal: the bias, linear in them, squares to the sum of its weights' squares.
-    predicted = (recall.weight_a - 1) ** 2 + recall.weight_b**2 + recall.variance(config.noise_var)
-    half = 1.96 * row_means.std(0, ddof=1) / np.sqrt(len(row_means))
-    simulated = row_means.mean(0)
+def _curve(sweep: str, curve: Curve, config: CollisionRun) -> dict[str, Any]:
+    """One curve as the record holds it: the prediction's line, and the points, each an independent simulation."""
+    points: list[dict[str, Any]] = []
+    for x in curve.x:
+        point = {"x": x, "predicted": curve.predict(x)}
+        if curve.measured:
+            points.append(point | {"simulated": curve.measured(x)})
+            continue
+        assert curve.simulate is not None
+        least = min(curve.least or config.least, config.least)
+        stream = "/".join((str(config.seed), sweep, curve.panel, curve.label, repr(x)))
+        found = measure(curve.simulate(x), config.precision, least, config.most, stream)
+        point |= {"simulated": found.mean, "half_width": found.half_width, "rows": found.rows}
+        if curve.bound:
+            point["bound"] = curve.bound(x)
+        points.append(point)
+    kind = "identity" if curve.measured else "approximate" if curve.bound else "exact"
+    line = [(x, curve.predict(x)) for x in curve.line or curve.x]
+    assert all(math.isfinite(y) for _, y in line), (sweep, curve.label)
     return {
-        "predicted": predicted.tolist(),
-        "simulated": simulated.tolist(),
-        "half_width": half.tolist(),
-        "covered": float((np.abs(simulated - predicted) <= half).mean()),
+        "panel": curve.panel,
+        "rule": curve.rule,
+        "label": curve.label,
+        "kind": kind,
+        "line": {"x": [float(x) for x, _ in line], "y": [float(f"{y:.6g}") for _, y in line]},
+        "points": points,
     }

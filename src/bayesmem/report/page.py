@@ -2,16 +2,19 @@
 
 import base64
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
-from bayesmem.report import BAYESIAN, GATED_DELTA, WIDE_VALUES, plots
+from bayesmem.report import BAYESIAN, GATED_DELTA, WIDE_VALUES, collision, plots
+from bayesmem.report.collision_words import sections
 from bayesmem.report.records import Record, Records
+from bayesmem.report.verdicts import sweeps, verdicts
 
 NAMES = (GATED_DELTA, WIDE_VALUES, BAYESIAN)
 
@@ -43,14 +46,15 @@ def write(records: Records, path: Path) -> Path:
         loader=PackageLoader("bayesmem.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["picture"] = _embed
+    environment.filters["marked"] = _marked
     recall, text = _found(records, "recall"), _found(records, "text")
-    collided = records.find("collision", "collision")
+    swept = sweeps(records)
     page = environment.get_template("page.html.j2").render(
         names=NAMES,
         rows=summary(records),
         pictures=pictures(records),
-        covered=_covered(records.find("collision", "repeats"), collided),
-        collided=collided,
+        verdicts=verdicts(swept),
+        sections=sections(swept),
         recall=recall,
         recall_beyond=_beyond(recall),
         text=text,
@@ -65,9 +69,11 @@ def write(records: Records, path: Path) -> Path:
 def pictures(records: Records) -> dict[str, plots.Picture]:
     """Every picture that the records allow, by name."""
     drawn: dict[str, plots.Picture] = {}
-    repeats, collided = (records.find("collision", name) for name in ("repeats", "collision"))
-    if repeats and collided:
-        drawn["collision"] = plots.collision(repeats, collided)
+    swept = sweeps(records)
+    if {"repeats", "collision"} <= set(swept):
+        drawn["collision"] = collision.classic(swept)
+        swept.pop("collision")  # shown there
+    drawn |= {f"collision_{name}": collision.sweep(record) for name, record in swept.items()}
     recall, text = _found(records, "recall"), _found(records, "text")
     if recall:
         drawn["recall_accuracy"] = plots.accuracy(recall)
@@ -129,11 +135,6 @@ def _beyond(models: dict[str, Record]) -> dict[str, float]:
     return means
 
 
-def _covered(*sweeps: Record | None) -> float | None:
-    curves = [c for s in sweeps if s for rule, c in s.figures.items() if rule != "writes"]
-    return sum(c["covered"] for c in curves) / len(curves) if curves else None
-
-
 def _passage(record: Record | None) -> list[tuple[str, float, float, float]]:
     """Characters with their shade (0 sure to 1 unsure), predictive variance and bits."""
     if record is None:
@@ -153,3 +154,8 @@ def _embed(picture: plots.Picture) -> Markup:
         '<picture><source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,{}">'
         '<img alt="{}" src="data:image/svg+xml;base64,{}"></picture>'
     ).format(dark, picture.alt, light)
+
+
+def _marked(text: str) -> Markup:
+    """Two stars around a word are bold."""
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", str(escape(text))))

@@ -17,10 +17,35 @@ PALETTE = {
     "dark": {"ink": "#dfe5ee", "grid": "#3a4452", "Bayesian Layer": "#6db1ff", "Gated DeltaNet": "#ffa35c"},
 }
 for _colours in PALETTE.values():
-    _colours["Delta rule"] = _colours["Gated DeltaNet"]
     _colours["Gated DeltaNet, V = 2K"] = "#a08a4f"
-    _colours["Linear attention"] = "#8a93a3"
-WIDTH = {1: 5.2, 2: 9.0}
+# The rules of the zoo, and assumptions off by a factor: a colour for a light page, one for a dark page, a marker.
+RULES = {
+    "linear_attention": ("#7d8696", "#9aa5b5", "x"),
+    "deltanet": ("#d1600b", "#ffa35c", "s"),
+    "gated_deltanet": ("#8f6f10", "#e0c35a", "D"),
+    "bayesian_steady": ("#b8328a", "#ff8fd2", "v"),
+    "bayesian": ("#0c8f7d", "#4fd6c0", "^"),
+    "bayesian_forgetting": ("#7446cf", "#b9a0ff", "P"),
+    "rls": ("#b3202c", "#ff8080", "<"),
+    "mesanet": ("#3f8f2f", "#86d06f", ">"),
+    "kalman_diagonal": ("#24415f", "#c3d4e8", "1"),
+    "kalman_isotropic": ("#5d3a1a", "#d8b798", "2"),
+    "bayesian_static": ("#1f6fd6", "#6db1ff", "o"),
+    "r / 10": ("#b3202c", "#ff8080", "v"),
+    "r × 10": ("#0c8f7d", "#4fd6c0", "^"),
+    "p₀ / 10": ("#3f8f2f", "#86d06f", "<"),
+    "p₀ × 10": ("#7446cf", "#b9a0ff", ">"),
+    "as it is": ("#1f6fd6", "#6db1ff", "o"),
+    "bayesian_static, r / 10": ("#b3202c", "#ff8080", "v"),
+    "bayesian_static, r × 10": ("#0c8f7d", "#4fd6c0", "^"),
+    "bayesian_static, r = 0.01, no noise": ("#24415f", "#c3d4e8", "p"),
+    "bayesian, r = 1": ("#3f8f2f", "#86d06f", "<"),
+}
+MARKERS = {name: marker for name, (_, _, marker) in RULES.items()}
+for _name, (_light, _dark, _) in RULES.items():
+    PALETTE["light"][_name], PALETTE["dark"][_name] = _light, _dark
+WIDTH = {1: 5.2, 2: 9.0}  # inches, by panels a row
+HEIGHT = 3.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,46 +86,30 @@ def _dress(theme: str) -> Iterator[dict[str, str]]:
         yield colours
 
 
-def picture(draw: Callable[[list[Axes], dict[str, str]], None], panels: int, alt: str) -> Picture:
-    """Draw the same panels in both dresses."""
+def picture(
+    draw: Callable[[list[Axes], dict[str, str]], None], panels: int, alt: str, legend: float | int = 0.0
+) -> Picture:
+    """Draw the same panels in both dresses, at most two a row.
+
+    Args:
+        draw: draws into as many axes, in the given colours.
+        panels: how many.
+        alt: what it shows, in words.
+        legend: inches on top for a legend outside the panels.
+    """
+    rows, columns = (panels + 1) // 2, min(panels, 2)
     texts = {}
     for theme in PALETTE:
         with _dress(theme) as colours:
-            figure = Figure(figsize=(WIDTH[panels], 3.4), layout="constrained")
-            draw(list(figure.subplots(1, panels, squeeze=False)[0]), colours)
+            figure = Figure(figsize=(WIDTH[columns], HEIGHT * rows + legend), layout="constrained")
+            axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+            for spare in axes[panels:]:
+                spare.set_axis_off()
+            draw(axes[:panels], colours)
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
             texts[theme] = buffer.getvalue()
     return Picture(texts["light"], texts["dark"], alt)
-
-
-def collision(repeats: Record, collided: Record) -> Picture:
-    """Squared error over repeated writes, and over writes of a colliding key."""
-    writes = repeats.figures["writes"]
-
-    def draw(axes: list[Axes], colours: dict[str, str]) -> None:
-        for ax, record in zip(axes, (repeats, collided), strict=True):
-            for rule, curve in record.figures.items():
-                if rule == "writes":
-                    continue
-                ax.plot(writes, curve["predicted"], color=colours[rule], label=rule)
-                shown = sorted({int(1.35**i) - 1 for i in range(1, 16) if 1.35**i <= len(writes)})
-                ax.errorbar(
-                    [writes[i] for i in shown],
-                    [curve["simulated"][i] for i in shown],
-                    [curve["half_width"][i] for i in shown],
-                    fmt="o",
-                    ms=3.5,
-                    lw=1,
-                    color=colours[rule],
-                )
-            ax.set(xscale="log", yscale="log", ylabel="squared error of recall")
-        cosine, n_a = collided.settings["cosine"], collided.settings["writes_a"]
-        axes[0].set(xlabel="writes of one key", title="Repeated evidence")
-        axes[1].set(xlabel="writes of a second key", title=f"Collision: cosine {cosine}, first written {n_a} times")
-        axes[0].legend()
-
-    return picture(draw, 2, "Predicted (lines) against simulated (points, 95% intervals) squared error of recall")
 
 
 def accuracy(models: dict[str, Record]) -> Picture:

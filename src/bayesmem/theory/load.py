@@ -24,8 +24,10 @@ def bayesian_error(
     ``m2 = m (1 + y m) / D`` it is ``value_var l^2 m2 + noise_var (1 - 2 l m + l^2 m2)``. As l -> 0 and
     without noise: 0 up to y = 1, ``1 - 1 / y`` above.
 
-    The large-K limit; what is missing falls like 1 / K. At K = 64 and ``noise_var`` 0 it is within 2.5% for
-    l >= .1 at every load, and for smaller l up to y = 1/2 and above y = 1.1 (3.5% at l = .001). It ends just
+    The large-K limit; what is missing falls like 1 / K. At few keys it counts N neighbours where there are
+    N - 1, and is high by about 3 / K: at K = 64, up to 4% at l = .1 and 5% at l = .01 for y below 1/4. Else, at
+    K = 64 and ``noise_var`` 0, it is within 2.5% for l >= .1 at every load, and for smaller l up to y = 1/2 and
+    above y = 1.1 (3.5% at l = .001). It ends just
     below capacity, y from .6 to 1, where single keys that nearly depend on the others rule: there the true
     error is larger by up to 11% at l = .01 and 40% at l = .001. Noise in the values hides the gap.
 
