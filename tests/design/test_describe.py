@@ -29,6 +29,11 @@ OTHERS = [
     STATIC.but(name="floored", process_noise=Discount(0.99), readout=PrecisionWeighted()),
     STATIC.but(name="diagonal_mixing", process_noise=LogLinearMixing(), covariance="diagonal"),
     STATIC.but(name="leaky_information", process_noise=LogLinearMixing(), covariance="none", readout=Information()),
+    BAYESIAN.but(
+        name="averaged", transition=Decay(per="channel"), process_noise=PriorMixing("decay"), covariance="isotropic"
+    ),
+    STATIC.but(name="heavy_reset", write=Measurement(dof=3), covariance="reset"),
+    STATIC.but(name="heavy_mixing", write=Measurement(dof=3, per_token=2), process_noise=LogLinearMixing()),
     STATIC.but(name="squashed", readout=Expected("probit")),
     MixtureModel(name="restless", components=(STATIC, ZOO["deltanet"]), evidence_kept=0.9),
 ]

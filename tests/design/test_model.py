@@ -72,6 +72,8 @@ def test_contradictions_are_refused_with_the_reason(case):
         (lambda: PriorMixing("tokens"), "'tokens'; expected a number or one of 'token', 'head', 'decay'"),
         (lambda: Discount(-0.1), "Discount.factor is -0.1"),
         (lambda: Discount(floor=2.0), "Discount.floor is 2.0"),
+        (lambda: Discount(floor="token"), "Discount.floor is 'token'"),
+        (lambda: Discount(0.0, floor=0.0), "leaves no precision at all"),
         (lambda: LogLinearMixing(float("nan")), "LogLinearMixing.factor is nan"),
         (lambda: Additive(-1.0), "Additive.variance is -1.0"),
         (lambda: Measurement(0.0), "Measurement.obs_noise is 0.0; expected a positive variance"),

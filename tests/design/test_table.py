@@ -22,9 +22,8 @@ def test_the_page_in_the_docs_is_that_of_the_code():
 
 
 def test_every_design_is_listed():
-    listed = shown().output
-    for name in ZOO:
-        assert f"\n{name}" in "\n" + listed
+    listed = [line.split()[0] for line in shown().output.splitlines() if line and not line.startswith(" ")]
+    assert listed[: len(ZOO)] == list(ZOO)
 
 
 def test_one_design_in_full():

@@ -203,6 +203,13 @@ def refusals():
         "no key": (zoo["deltanet"], (q, None, v), {"obs_noise": noise}, "k is None for deltanet"),
         "a key": (zoo["hgrn2"], (q, k, v), {"log_decay": decay[..., None].expand_as(k)}, "pass k=None"),
         "few keys": (zoo["deltaproduct"], (q, k, v), {"log_decay": decay, "obs_noise": noise}, "expected 22"),
+        "negative step": (
+            zoo["mamba2"],
+            (q, k, v),
+            {"log_decay": decay, "step": -noise},
+            "step must be positive",
+        ),
+        "key dtype": (zoo["deltanet"], (q, k.float(), v), {"obs_noise": noise}, "k is torch.float32"),
         "negative": (zoo["deltanet"], (q, k, v), {"obs_noise": -noise}, "obs_noise must be positive"),
         "growing": (zoo["retnet"], (q, k, v), {"log_decay": torch.ones(H, dtype=q.dtype)}, "at most 0"),
         "NaN": (zoo["deltanet"], (q, k, v * torch.nan), {"obs_noise": noise}, "NaN"),
@@ -214,6 +221,16 @@ def test_bad_tensors_are_refused(case):
     design, streams, inputs, said = refusals()[case]
     with pytest.raises(ValueError, match=said):
         design.filter(*streams, **inputs)
+
+
+@pytest.mark.parametrize("name", ["bayesian_static", "mixture"])
+def test_unknown_outputs_are_refused(name):
+    q, k, v, gates = tensors()
+    gates = {x.name: gates[x.name] for x in ZOO[name].recurrence.inputs}
+    with pytest.raises(ValueError, match="outputs is 'nonsense'"):
+        ZOO[name].filter(q, k, v, outputs=("nonsense",), **gates)
+    with pytest.raises(ValueError, match="outputs is the string"):
+        ZOO[name].filter(q, k, v, outputs="predictive_var", **gates)
 
 
 def test_variance_of_a_mean_alone_is_refused():

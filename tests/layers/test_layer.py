@@ -17,6 +17,7 @@ from bayesmem.design import (
     LogLinearMixing,
     MeanAndVariance,
     Measurement,
+    MixtureModel,
     PrecisionWeighted,
     Prior,
     PriorMixing,
@@ -37,7 +38,8 @@ OTHERS = [
     ZOO["gla"].but(name="strong", write=LatentInput("token")),
     ZOO["mesanet"].but(name="isotropic_mixing", prior=Prior(), covariance="isotropic", process_noise=LogLinearMixing()),
 ]
-DESIGNS = [*ZOO.values(), *OTHERS]
+HEAVY = ZOO["bayesian_static"].but(name="heavy", write=Measurement(dof=4.0))
+DESIGNS = [*ZOO.values(), *OTHERS, MixtureModel(name="mixed", components=(ZOO["bayesian_static"], HEAVY))]
 MEASURED = [design for design in DESIGNS if design.recurrence.gain_rule]
 each_design = pytest.mark.parametrize("design", DESIGNS, ids=lambda x: x.name)
 
@@ -97,9 +99,12 @@ def test_padding_changes_nothing(design):
 def test_packed_equals_separate(design):
     layer, x = make(design), hidden(rows=1)
     bounds = [0, 3, 4, 19]
-    packed = layer(x, cu_seqlens=torch.tensor(bounds)).hidden_states
+    knows = design in MEASURED
+    packed = layer(x, cu_seqlens=torch.tensor(bounds), output_uncertainty=knows)
     for start, stop in pairwise(bounds):
-        torch.testing.assert_close(packed[:, start:stop], layer(x[:, start:stop]).hidden_states)
+        alone = layer(x[:, start:stop], output_uncertainty=knows)
+        for name in ("hidden_states", "predictive_var", "log_evidence") if knows else ("hidden_states",):
+            torch.testing.assert_close(getattr(packed, name)[:, start:stop], getattr(alone, name))
 
 
 def test_reset_is_gated_delta_net():
@@ -171,6 +176,22 @@ def test_state_size_is_what_the_cache_holds(design):
     held = sum(x.numel() for part in parts_of(belief) for x in (part.mean, part.cov) if x is not None)
     held += belief.log_weights.numel() if hasattr(belief, "log_weights") else 0
     assert layer.config.state_size == held
+
+
+def test_precision_weights_count_once():
+    """After the norm, whatever their size: the layer is the plain one with its normed heads weighed."""
+    weighted, plain = make(BAYESIAN.but(name="weighted", readout=PrecisionWeighted())), make("bayesian")
+    with torch.no_grad():
+        for layer in (weighted, plain):
+            layer.gates.b_proj.weight.mul_(20)
+    x = hidden()
+    noise = plain.gates(x)["obs_noise"]
+    var = plain(x, output_uncertainty=True).predictive_var
+    share = (noise / (noise + var))[..., None]
+    assert share.min() < 0.01
+    seen = []
+    plain.readout.o_norm.register_forward_hook(lambda *call: seen.append(call[2]) or call[2] * share)
+    torch.testing.assert_close(weighted(x).hidden_states, plain(x).hidden_states)
 
 
 def test_a_design_makes_its_layer():

@@ -143,7 +143,11 @@ class Discount:
 
     def __post_init__(self) -> None:
         _check_given(self, "factor", 0, 1, "a discount between 0 and 1 (above 1 it would add certainty)")
+        if isinstance(self.floor, str):
+            raise ValueError(f"Discount.floor is {self.floor!r}; expected a number, 0 to 1.")
         _check_given(self, "floor", 0, 1, "a fraction of the prior precision, 0 to 1")
+        if self.factor == 0 and self.floor == 0:
+            raise ValueError("Discount(0, floor=0) leaves no precision at all; give it a floor, such as 1e-4.")
 
 
 @dataclass(frozen=True, slots=True)

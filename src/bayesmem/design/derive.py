@@ -148,9 +148,10 @@ def _exactness(m: DesignModel) -> str:
         kept = "one variance" if m.covariance == "isotropic" else "its diagonal"
         return f"mean field: the posterior is projected to {kept} at every token"
     if m.covariance == "reset":
-        return "exact for the memory whose noise refills the prior at every token, Q = P₀ − A P A"
+        often = "measurement" if isinstance(m.write, a.Measurement) and m.write.per_token > 1 else "token"
+        return f"exact for the memory whose noise refills the prior at every {often}, Q = P₀ − A P A"
     if m.covariance == "steady_state":
-        return "a gain held at the mean-field fixed point; exact for one key channel"
+        return "a gain held at the mean-field fixed point for unit keys; one key channel settles to it"
     if m.covariance == "none":
         return "exact information vector; the read-out leaves the precision out"
     per_channel = isinstance(m.transition, a.Decay) and m.transition.per == "channel"

@@ -26,7 +26,8 @@ def update_lines(m: DesignModel) -> list[Line]:
     if m.covariance == "none":
         return _additive(m)
     assert isinstance(m.write, a.Measurement)
-    if isinstance(m.process_noise, a.LogLinearMixing) and m.covariance == "full":
+    plain = m.write.per_token == 1 and m.write.dof is None
+    if isinstance(m.process_noise, a.LogLinearMixing) and m.covariance == "full" and plain:
         return [*_log_linear(), *_read_out(m)]
     return [*_predict(m), *_update(m, m.write), *_read_out(m)]
 
@@ -190,6 +191,8 @@ def _predict(m: DesignModel) -> list[Line]:
 
 def _predict_cov(m: DesignModel, factor: str, factor_latex: str) -> Line:
     noise = m.process_noise
+    if m.covariance == "isotropic" and not isinstance(noise, a.Discount | a.LogLinearMixing):
+        return _predict_isotropic(m)
     if isinstance(noise, a.Discount | a.LogLinearMixing):
         log_linear = isinstance(noise, a.LogLinearMixing)
         floor = "" if log_linear else f"{noise.floor:g} "  # type: ignore[union-attr]
@@ -218,6 +221,27 @@ def _predict_cov(m: DesignModel, factor: str, factor_latex: str) -> Line:
     )
 
 
+def _predict_isotropic(m: DesignModel) -> Line:
+    """One variance: what is given for each channel is averaged."""
+    noise, transition = m.process_noise, m.transition
+    decay = isinstance(transition, a.Decay)
+    channels = decay and transition.per == "channel"  # type: ignore[union-attr]
+    if isinstance(noise, a.PriorMixing):
+        name, latex = ("a", "a") if noise.retention == "decay" else ("ρ", r"\rho")
+        channels = channels if noise.retention == "decay" else noise.per == "channel"
+        kept, kept_latex = (f"mean({name}²)", rf"\overline{{{latex}^2}}") if channels else (f"{name}²", f"{latex}^2")
+        return Line(
+            "",
+            f"P⁻ = p⁻ I,  p⁻ = {kept} p + (1 − {kept}) p₀",
+            rf"P^- = p^- I, \quad p^- = {kept_latex} p + (1 - {kept_latex}) p_0",
+        )
+    kept, kept_latex = ("mean(a²) ", r"\overline{a^2} ") if channels else ("a² ", "a^2 ") if decay else ("", "")
+    added, added_latex = "", ""
+    if isinstance(noise, a.Additive):
+        added, added_latex = (" + mean(n)", r" + \overline{n}") if noise.per == "channel" else (" + n", " + n")
+    return Line("", f"P⁻ = p⁻ I,  p⁻ = {kept}p{added}", rf"P^- = p^- I, \quad p^- = {kept_latex}p{added_latex}")
+
+
 def _update(m: DesignModel, write: a.Measurement) -> list[Line]:
     each = f"each of {write.per_token}" if write.per_token > 1 else ""
     noise = "r" if write.dof is None else "r / w"
@@ -226,8 +250,8 @@ def _update(m: DesignModel, write: a.Measurement) -> list[Line]:
         lines.append(
             Line(
                 "weigh",
-                "w = (ν + V) / (ν + E|v − Sᵀ k|² / r), to its fixed point",
-                r"w = \frac{\nu + V}{\nu + E \lvert v - S^\top k \rvert^2 / r} \text{ (fixed point)}",
+                "w = (ν + V) / (ν + E|v − Sᵀ k|² / r), in 20 sweeps",
+                r"w = \frac{\nu + V}{\nu + E \lvert v - S^\top k \rvert^2 / r} \text{ (20 sweeps)}",
             )
         )
     lines.append(
@@ -252,7 +276,9 @@ def _update(m: DesignModel, write: a.Measurement) -> list[Line]:
     if m.covariance in after:
         lines.append(Line("", *after[m.covariance]))
     elif m.covariance == "reset":
-        if write.unit_keys and m.prior == a.Prior():
+        if write.dof is not None:
+            pass  # the gain has no shorter form
+        elif write.unit_keys and m.prior == a.Prior():
             lines.append(
                 Line(
                     "",

@@ -47,8 +47,9 @@ class MixtureModel(Filtering):
         for name in ("write", "readout"):
             if len({_shared(getattr(c, name)) for c in self.components}) > 1:
                 raise ValueError(f"{self.name}: components differ in their {name}; expected one kind for all.")
-        if isinstance(self.components[0].readout, a.PrecisionWeighted):
-            raise ValueError(f"{self.name}: PrecisionWeighted() read-outs of components cannot be mixed; use Mean().")
+        if not isinstance(self.components[0].readout, a.Mean):
+            readout = self.components[0].readout
+            raise ValueError(f"{self.name}: {readout!r} read-outs of components cannot be mixed; use Mean().")
         inputs = {x for c in self.components for x in c.recurrence.inputs}
         if len({x.name for x in inputs}) < len(inputs):
             raise ValueError(f"{self.name}: components take inputs of one name in different shapes.")
@@ -58,7 +59,8 @@ class MixtureModel(Filtering):
         """What follows: all components side by side."""
         parts = tuple(c.recurrence for c in self.components)
         inputs = tuple(dict.fromkeys(x for part in parts for x in part.inputs))
-        exact = "exact model averaging of its components" if self.evidence_kept == 1 else "weights forget old evidence"
+        exact = "exact model averaging of its components, as exact as they are"
+        exact = exact if self.evidence_kept == 1 else "weights forget old evidence"
         passes = tuple(dict.fromkeys(p for part in parts for p in part.passes))
         return MixtureRecurrence(passes, "mixture", inputs, "full", exact, True, parts)
 

@@ -65,6 +65,8 @@ class Filtering:
         """
         from bayesmem.layers.filtering import FilterContext, filter_design
 
+        if isinstance(outputs, str):
+            raise ValueError(f"outputs is the string {outputs!r}; expected a sequence, such as ({outputs!r},).")
         context = FilterContext(initial_belief, cu_seqlens, attention_mask, tuple(outputs), backend)
         return filter_design(self, q, k, v, inputs, context)  # type: ignore[arg-type]
 

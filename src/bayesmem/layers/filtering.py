@@ -10,7 +10,7 @@ from bayesmem import ops
 from bayesmem.design import DesignModel, MixtureModel
 from bayesmem.design import assumptions as a
 from bayesmem.layers.mixture import mix
-from bayesmem.ops.validate import shape_of
+from bayesmem.ops.validate import OUTPUTS, check_values, one_of, shape_of
 from bayesmem.types import Belief, FilterOutput, MixtureBelief
 
 Inputs = Mapping[str, Tensor | None]
@@ -68,7 +68,7 @@ def filter_design(
         raise ValueError(f"initial_belief is a mixture's; {design.name} carries one belief.")
     sizes = _check(design, q, k, v, inputs, context)
     given = _per_token(design, inputs, q, sizes)
-    k = -torch.expm1(given["log_decay"]) if k is None else k  # 1 - a, without losing digits near a = 1
+    k = -torch.expm1(given["log_decay"]).to(q.dtype) if k is None else k  # 1 - a, without losing digits near a = 1
     if context.attention_mask is not None:
         k, given = _silenced(k, given, context.attention_mask)
     count = design.write.per_token if isinstance(design.write, a.Measurement) else 1
@@ -83,7 +83,7 @@ def filter_design(
     bounds = context.cu_seqlens
     out = ops.bayesian_filter(
         q,
-        k.to(q.dtype),
+        k,
         v,
         given.get("log_decay"),
         given["obs_noise"] if measured else None,
@@ -214,6 +214,8 @@ def _assumptions(design: DesignModel, v: Tensor, given: dict[str, Tensor]) -> tu
     if isinstance(noise, a.LogLinearMixing):  # its transition is the mixing itself
         given["log_decay"] = given["log_discount"]
     if design.covariance == "none":
+        if v.device.type == "cpu" and not torch.compiler.is_compiling():  # the filter itself never sees these two
+            check_values([(name, given[name], "positive") for name in ("step", "obs_noise") if name in given])
         strength = given.get("step")
         if isinstance(design.write, a.Measurement):
             strength = 1 / given["obs_noise"]
@@ -263,7 +265,7 @@ def precision_weight(design: DesignModel, inputs: Inputs, predictive_var: Tensor
     assert isinstance(design.write, a.Measurement) and predictive_var is not None
     given, count = inputs.get("obs_noise"), design.write.per_token
     if given is None:
-        given = torch.as_tensor(design.write.obs_noise)
+        given = torch.as_tensor(design.write.obs_noise, dtype=predictive_var.dtype)
     obs_noise = given[:, count - 1 :: count] if given.ndim > 1 else given
     return obs_noise / (obs_noise + predictive_var)
 
@@ -272,6 +274,8 @@ def _filter_mixture(
     design: MixtureModel, q: Tensor, k: Tensor | None, v: Tensor, inputs: Inputs, context: FilterContext
 ) -> FilterOutput:
     """Every component filters the same evidence; their evidence weighs them."""
+    for output in context.outputs:
+        one_of("outputs", output, OUTPUTS)
     start = context.initial_belief
     if isinstance(start, Belief) or (start is not None and len(start.parts) != len(design.components)):
         raise ValueError(

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from bayesmem.design import MeanAndVariance, PrecisionWeighted
+from bayesmem.design import Mean, MeanAndVariance, PrecisionWeighted
 from bayesmem.layers.cache import LayerCache
 from bayesmem.layers.config import BayesianLayerConfig
 from bayesmem.layers.filtering import FilterContext, filter_design, precision_weight
@@ -65,7 +65,9 @@ class BayesianLayer(nn.Module):
 
         Args:
             hidden_states: inputs.
-            attention_mask: 0 or False where a token is padding, which then changes nothing.
+            attention_mask: 0 or False where a token is padding, which the memory does not hear. The short
+                convolution does hear its zeros after padding inside a row or on the right: to go on
+                from a cache, pad on the left.
             cache: the memory to go on from; one row a sequence.
             cu_seqlens: offsets of sequences packed in one row (B = 1); not with a cache.
             use_cache: whether to return the memory after the last token.
@@ -94,6 +96,8 @@ class BayesianLayer(nn.Module):
         context = FilterContext(
             None if cache is None else cache.belief, cu_seqlens, attention_mask, tuple(asked), self.backend
         )
+        if weighted:  # once, after the norm: DesignModel.filter would weigh before it
+            design = self.config.evidence.but(readout=Mean())
         filtered = filter_design(design, q, k, v, inputs, context)
         weight = precision_weight(self.config.evidence, inputs, filtered.predictive_var) if weighted else None
         belief = filtered.final_belief

@@ -75,7 +75,9 @@ def _cut(solution: Solution, real: Tensor) -> Solution:
 
     s = solution
     cut_o = s.o.transpose(0, 1)[:, real][None]
-    return Solution(cut_o, s.final_belief, pick(s.predictive_var), pick(s.innovation), pick(s.innovation_var))
+    return Solution(
+        cut_o, s.final_belief, pick(s.predictive_var), pick(s.innovation), pick(s.innovation_var), pick(s.log_evidence)
+    )
 
 
 def _join(parts: list[Solution], back: Tensor, order: Tensor) -> Solution:
@@ -92,4 +94,5 @@ def _join(parts: list[Solution], back: Tensor, order: Tensor) -> Solution:
         predictive_var=join([part.predictive_var for part in parts]),
         innovation=join([part.innovation for part in parts]),
         innovation_var=join([part.innovation_var for part in parts]),
+        log_evidence=join([part.log_evidence for part in parts]),
     )

@@ -2,7 +2,7 @@
 
 ``v = S^T k + e`` with ``e ~ N(0, r / w I)`` and one unknown weight ``w ~ Gamma(dof / 2, dof / 2)`` a token, so
 that ``e`` is multivariate Student-t. Memory and weight are taken as independent given the token
-(variational Bayes), and each is updated from the other until they agree:
+(variational Bayes), and each is updated from the other in a fixed number of sweeps:
 
     r' = r / w                                            the noise that explains the token
     R  = |e|^2 (r' / s)^2 + V m r' / s,  s = m + r'       expected square of v - S^T k, m = k^T P- k
@@ -23,7 +23,7 @@ from torch import Tensor
 from bayesmem.ops.step import times
 from bayesmem.types import Belief
 
-SWEEPS = 20  # of a scalar fixed point; tests/ops/test_student_t.py holds what is left
+SWEEPS = 20  # of a scalar map; with many value channels and noise well below the spread it can stop short
 
 
 def explain_outlier(
