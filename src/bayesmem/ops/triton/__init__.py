@@ -1,0 +1,1 @@
+"""Kernels alone. ``bayesmem.ops.fused`` is their only importer."""

@@ -1,0 +1,491 @@
+// The covariance pass, forward: one block of threads a (sequence, head), 16 tokens a step, exact.
+//
+// Legend (docs/math.md section 3): P covariance before the step, k keys, R_t product of retentions since the step
+// began, c_t noise gathered since, L D L^T = G the joint covariance of the innovations, U = L^-1.
+//
+//   G_sj = R_s R_j k_s P k_j + (R_s/R_j) c_j k_s.k_j + [s = j] r_s                          j <= s
+//   gain_s = sum_j U_sj (R_s R_j P k_j + (R_s/R_j) c_j k_j) / D_s
+//   P <- R_C^2 P + c_C I - W^T W,      W_s = (R_C/R_s) sqrt(D_s) gain_s
+//
+// Two kinds of warps work side by side. The *matrix warps* (one for every 16 rows of P, which they hold in registers
+// as tensor core accumulators) do all products; the *factor warp* eliminates the 16 x 16 matrix G. So that neither
+// waits for the other, the next step's k P k is formed from the covariance before this step and corrected:
+//
+//   kPk = R_C^2 quad + c_C gram - X^T X,   quad = k P_before k,   gram = k.k,   X = W k          (cross)
+//
+// Products are 3xTF32: a float32 is split into two TF32 numbers, and only the product of the two small halves is left
+// out. Keys of 16 bits are TF32 numbers already (SPLIT_KEYS 0), and then two products do.
+//
+// Fragments of mma.m16n8k8, lane = 4 g + t: an accumulator holds (row g and g + 8, columns 2t and 2t + 1). Slot t of the
+// contraction stands for column 2t and slot t + 4 for 2t + 1, so that an accumulator is an A operand as it is.
+//
+// Compiled with: KDIM (keys padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).
+
+#define MATRIX_WARPS (KDIM / 16)
+#define TILES (KDIM / 8)       // tiles of 8 columns in a row of P
+#define KEY_ROW (KDIM + 8)     // padded rows: no two lanes of a fragment meet in one bank
+#define WIDE_ROW 24
+#define TILE_ROW 20
+#define TILE (16 * TILE_ROW)
+#define BUFFERS 4              // keys of this step and of the two next, and one to fill
+#define FULL 0xffffffffu
+
+struct Shared {
+  float key[BUFFERS][16 * KEY_ROW];
+  float write[KDIM * WIDE_ROW];        // W^T: a row for every key channel
+  float cross[MATRIX_WARPS][TILE];     // partial sums over the channels of one warp
+  float quad[MATRIX_WARPS][TILE];
+  float gram[MATRIX_WARPS][TILE];
+  float total[TILE];                   // X, summed
+  float mix[16 * WIDE_ROW];            // U_sj R_s R_j / D_s
+  float fresh[16 * WIDE_ROW];          // U_sj (R_s/R_j) c_j / D_s
+  float factor[16];                    // (R_C/R_s) sqrt(D_s)
+  float step[2];                       // R_C^2, c_C
+  float kept[16], since[16], noise[16], gathered[16];  // rho_t, R_t, n_t, c_t of the step being factorised
+};
+
+struct Split { unsigned hi, lo; };
+
+DEVICE Split split(float x) {
+  Split s;
+  s.hi = (as_bits(x) + 0x1000u) & 0xffffe000u;
+  s.lo = as_bits(x - as_float(s.hi));
+  return s;
+}
+
+struct Left { Split v[4]; };
+
+// The A operand whose accumulator form is c: rows g, g + 8, columns 2t, 2t + 1.
+DEVICE Left left(float c0, float c1, float c2, float c3) {
+  Left a;
+  a.v[0] = split(c0), a.v[1] = split(c2), a.v[2] = split(c1), a.v[3] = split(c3);
+  return a;
+}
+
+DEVICE void product_exact(float *c, const Left &a, float b0, float b1) {  // b needs no split
+  mma(c, a.v[0].lo, a.v[1].lo, a.v[2].lo, a.v[3].lo, as_bits(b0), as_bits(b1));
+  mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, as_bits(b0), as_bits(b1));
+}
+
+DEVICE void product(float *c, const Left &a, float b0, float b1) {
+  const Split s0 = split(b0), s1 = split(b1);
+  mma(c, a.v[0].lo, a.v[1].lo, a.v[2].lo, a.v[3].lo, s0.hi, s1.hi);
+  mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, s0.lo, s1.lo);
+  mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, s0.hi, s1.hi);
+}
+
+DEVICE void product_key(float *c, const Left &a, float b0, float b1) {
+  if (SPLIT_KEYS) product(c, a, b0, b1);
+  else product_exact(c, a, b0, b1);
+}
+
+// Keys are an exact A operand too, where they need no split.
+DEVICE void key_product(float *c, float a0, float a1, float a2, float a3, float b0, float b1) {
+  if (SPLIT_KEYS) product(c, left(a0, a2, a1, a3), b0, b1);
+  else mma(c, as_bits(a0), as_bits(a1), as_bits(a2), as_bits(a3), as_bits(b0), as_bits(b1));
+}
+
+// Eight channels of one key, as float32; zero beyond the end of the sequence or of the key.
+DEVICE void load_keys(float *x, const KEY *row, int column, int K, bool inside) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) x[i] = 0.f;
+  if (!inside || column >= K) return;
+  if (KEY_KIND < 2 && (K & 7) == 0) {
+    const uint4 raw = *(const uint4 *)(row + column);
+    const unsigned word[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      x[2 * i] = widen(word[i] & 0xffffu);
+      x[2 * i + 1] = widen(word[i] >> 16);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (column + i < K) x[i] = to_float(row[column + i]);
+  }
+}
+
+// quad and gram of one step over the channels of this warp; pk: [own channels, tokens].
+DEVICE void score(Shared &s, const float *keys, const float pk[2][4], int warp, int g, int t, int own) {
+  float *turned = s.cross[warp];
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    store2(turned + g * TILE_ROW + 8 * m + 2 * t, pk[m][0], pk[m][1]);
+    store2(turned + (g + 8) * TILE_ROW + 8 * m + 2 * t, pk[m][2], pk[m][3]);
+  }
+  sync_warp();
+  float quad[2][4], gram[2][4];
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) quad[m][i] = gram[m][i] = 0.f;
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    const float *at = turned + (8 * c + 2 * t) * TILE_ROW + g;
+    const float *k0 = keys + g * KEY_ROW + own + 8 * c + 2 * t, *k1 = k0 + 8 * KEY_ROW;
+    const Left a = left(at[0], at[TILE_ROW], at[8], at[TILE_ROW + 8]);
+    product_key(quad[0], a, k0[0], k0[1]);
+    product_key(quad[1], a, k1[0], k1[1]);
+    key_product(gram[0], k0[0], k1[0], k0[1], k1[1], k0[0], k0[1]);
+    key_product(gram[1], k0[0], k1[0], k0[1], k1[1], k1[0], k1[1]);
+  }
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    const int at = g * TILE_ROW + 8 * m + 2 * t, below = at + 8 * TILE_ROW;
+    store2(s.quad[warp] + at, quad[m][0], quad[m][1]);
+    store2(s.quad[warp] + below, quad[m][2], quad[m][3]);
+    store2(s.gram[warp] + at, gram[m][0], gram[m][1]);
+    store2(s.gram[warp] + below, gram[m][2], gram[m][3]);
+  }
+}
+
+DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *gain, float *checkpoint, float *final,
+                        int length, int first_chunk, int blocks_a_chunk, int bh, int head, int H, int G, int K) {
+  const int warp = THREAD >> 5, lane = THREAD & 31, g = lane >> 2, t = lane & 3, own = 16 * warp;
+  const int steps = (length + 15) / 16;
+  const int key_token = THREAD / (KDIM / 8), key_column = (THREAD % (KDIM / 8)) * 8;
+  const KEY *keys = k + (long long)(head / (H / G)) * K;
+
+  float p[TILES][4];  // rows own + g and own + g + 8 of P
+#pragma unroll
+  for (int j = 0; j < TILES; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = own + g + 8 * (i >> 1), column = 8 * j + 2 * t + (i & 1);
+      p[j][i] = row < K && column < K ? initial[(long long)bh * K * K + row * K + column] : 0.f;
+    }
+
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    float x[8];
+    const int token = 16 * n + key_token;
+    load_keys(x, keys + (long long)token * G * K, key_column, K, token < length);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) s.key[n][key_token * KEY_ROW + key_column + i] = x[i];
+  }
+#pragma unroll
+  for (int i = lane; i < TILE; i += 32) s.cross[warp][i] = 0.f;
+#pragma unroll
+  for (int i = lane; i < 16 * WIDE_ROW; i += 32) s.write[own * WIDE_ROW + i] = 0.f;
+  sync_matrix();
+
+  float y[2][4], ahead[2][4], w[2][4];  // [own channels, tokens]: P k of this step and of the next, W^T
+#pragma unroll
+  for (int n = 0; n < 2; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) y[n][i] = w[n][i] = ahead[n][i] = 0.f;
+
+  // Step -1 writes nothing: it only prepares step 0.
+  for (int n = -1; n < steps; ++n) {
+    const float *now = s.key[(n + BUFFERS) % BUFFERS], *next = s.key[(n + 1) % BUFFERS];
+    const float *later = s.key[(n + 2) % BUFFERS];
+    float coming[8];
+    const int token = 16 * (n + 3) + key_token;
+    load_keys(coming, keys + (long long)token * G * K, key_column, K, token < length);
+    float keep = 1.f, add = 0.f;
+
+    if (n >= 0) {
+      sync_all(0);  // the factors of this step are there
+      keep = s.step[0], add = s.step[1];
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) w[m][i] = 0.f;
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const Left a = left(y[c][0], y[c][1], y[c][2], y[c][3]);
+        const float *low = now + (8 * c + 2 * t) * KEY_ROW + own + g;
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          const int at = (8 * m + g) * WIDE_ROW + 8 * c + 2 * t;
+          const float f0 = s.fresh[at], f1 = s.fresh[at + 1];
+          product(w[m], a, s.mix[at], s.mix[at + 1]);
+          if (SPLIT_KEYS) {
+            product(w[m], left(low[0], low[KEY_ROW], low[8], low[KEY_ROW + 8]), f0, f1);
+          } else {
+            const Split s0 = split(f0), s1 = split(f1);
+            mma(w[m], as_bits(low[0]), as_bits(low[8]), as_bits(low[KEY_ROW]), as_bits(low[KEY_ROW + 8]), s0.lo, s1.lo);
+            mma(w[m], as_bits(low[0]), as_bits(low[8]), as_bits(low[KEY_ROW]), as_bits(low[KEY_ROW + 8]), s0.hi, s1.hi);
+          }
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const int row = 8 * m + 2 * t, at = 16 * n + row;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int column = own + g + 8 * (i >> 1);
+          if (at + (i & 1) < length && column < K)
+            gain[(long long)(at + (i & 1)) * H * K + (long long)head * K + column] = w[m][i];
+        }
+        const float f0 = s.factor[row], f1 = s.factor[row + 1];
+        w[m][0] *= f0, w[m][1] *= f1, w[m][2] *= f0, w[m][3] *= f1;
+        float *at0 = s.write + (own + g) * WIDE_ROW + row;
+        store2(at0, w[m][0], w[m][1]);
+        store2(at0 + 8 * WIDE_ROW, w[m][2], w[m][3]);
+      }
+      sync_warp();
+      float x[2][4];
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) x[m][i] = 0.f;
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const float *at = s.write + (own + 8 * c + 2 * t) * WIDE_ROW + g;
+        const Left a = left(at[0], at[WIDE_ROW], at[8], at[WIDE_ROW + 8]);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          const float *b = next + (8 * m + g) * KEY_ROW + own + 8 * c + 2 * t;
+          product_key(x[m], a, b[0], b[1]);
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        store2(s.cross[warp] + g * TILE_ROW + 8 * m + 2 * t, x[m][0], x[m][1]);
+        store2(s.cross[warp] + (g + 8) * TILE_ROW + 8 * m + 2 * t, x[m][2], x[m][3]);
+      }
+    } else {  // before the first step: quad and gram of step 0
+#pragma unroll
+      for (int j = 0; j < TILES; ++j) {
+        const Left a = left(p[j][0], p[j][1], p[j][2], p[j][3]);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          const float *b = next + (8 * m + g) * KEY_ROW + 8 * j + 2 * t;
+          product_key(ahead[m], a, b[0], b[1]);
+        }
+      }
+      score(s, next, ahead, warp, g, t, own);
+#pragma unroll
+      for (int i = lane; i < TILE; i += 32) s.cross[warp][i] = 0.f;
+      sync_all(0);
+    }
+    sync_all(1);  // all of W is there, and the factor warp may form the next G
+
+    // P <- R_C^2 P + c_C I - W^T W
+    if (n >= 0) {
+      Left a[2];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) a[c] = left(-w[c][0], -w[c][1], -w[c][2], -w[c][3]);
+#pragma unroll
+      for (int j = 0; j < TILES; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p[j][i] *= keep;
+        if (j >> 1 == warp) {  // the diagonal: row own + g is column 8 j + 2 t + i
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            if (own + g + 8 * (i >> 1) == 8 * j + 2 * t + (i & 1)) p[j][i] += add;
+        }
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const float *b = s.write + (8 * j + g) * WIDE_ROW + 8 * c + 2 * t;
+          product(p[j], a[c], b[0], b[1]);
+        }
+      }
+    }
+    const int done = n + 1;  // P now stands before this step
+    if (done % blocks_a_chunk == 0 && done < steps) {
+      float *at = checkpoint + ((long long)(first_chunk + done / blocks_a_chunk) * H + head) * K * K;
+#pragma unroll
+      for (int j = 0; j < TILES; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int row = own + g + 8 * (i >> 1), column = 8 * j + 2 * t + (i & 1);
+          if (row < K && column < K) at[row * K + column] = p[j][i];
+        }
+    }
+    sync_total();  // X is summed
+    if (n == steps - 1) break;
+
+    // P k of the next step, from that before the write: Y = R_C^2 Y + c_C k - W^T X
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        y[m][i] = keep * ahead[m][i] + add * next[(8 * m + 2 * t + (i & 1)) * KEY_ROW + own + g + 8 * (i >> 1)];
+    if (n >= 0) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const Left a = left(-w[c][0], -w[c][1], -w[c][2], -w[c][3]);
+#pragma unroll
+        for (int m = 0; m < 2; ++m) {
+          const float *b = s.total + (8 * c + 2 * t) * TILE_ROW + 8 * m + g;
+          product(y[m], a, b[0], b[TILE_ROW]);
+        }
+      }
+    }
+    // P k, quad and gram of the step after it
+    float small[2][4];
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) ahead[m][i] = small[m][i] = 0.f;
+#pragma unroll
+    for (int j = 0; j < TILES; ++j) {
+      const Left a = left(p[j][0], p[j][1], p[j][2], p[j][3]);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const float *b = later + (8 * m + g) * KEY_ROW + 8 * j + 2 * t;
+        if (SPLIT_KEYS) {
+          product(ahead[m], a, b[0], b[1]);
+        } else {  // two chains of accumulation, half as long
+          mma(ahead[m], a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, as_bits(b[0]), as_bits(b[1]));
+          mma(small[m], a.v[0].lo, a.v[1].lo, a.v[2].lo, a.v[3].lo, as_bits(b[0]), as_bits(b[1]));
+        }
+      }
+    }
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) ahead[m][i] += small[m][i];
+    score(s, later, ahead, warp, g, t, own);
+    float *fill = s.key[(n + 3) % BUFFERS] + key_token * KEY_ROW + key_column;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) fill[i] = coming[i];
+  }
+
+  float *at = final + (long long)bh * K * K;
+#pragma unroll
+  for (int j = 0; j < TILES; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = own + g + 8 * (i >> 1), column = 8 * j + 2 * t + (i & 1);
+      if (row < K && column < K) at[row * K + column] = p[j][i];
+    }
+}
+
+// Column `lane & 15` of a sum over warps; the two halves of the warp share the work.
+DEVICE void column(float *x, const float (*partial)[TILE], int lane) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    float sum = 0.f;
+    for (int w = lane >> 4; w < MATRIX_WARPS; w += 2) sum += partial[w][i * TILE_ROW + (lane & 15)];
+    x[i] = sum + shuffle_xor(sum, 16);
+  }
+}
+
+DEVICE void factor_warp(Shared &s, const float *log_retention, const float *process_noise, const float *obs_noise,
+                        float floor, float *innovation_var, int length, int H) {
+  const int lane = THREAD & 31, c = lane & 15, half = lane >> 4;
+  const int steps = (length + 15) / 16;
+  float keep = 1.f, add = 0.f;  // R_C^2 and c_C of the step before
+
+  for (int n = 0; n <= steps; ++n) {  // factorises step n; the matrix warps stand at step n - 1
+    const int at = 16 * n + c;
+    const bool inside = n < steps && at < length;
+    const float kept = inside ? expf(log_retention[(long long)at * H]) : 1.f;
+    const float noise = inside ? process_noise[(long long)at * H] : 0.f;
+    const float given = inside ? obs_noise[(long long)at * H] : 1.f;
+    sync_all(0);
+    if (n == steps) {
+      sync_all(1);
+      arrive_total();
+      break;
+    }
+    // While W is being formed: all of G that does not wait for it.
+    float base[16], gram[16];
+    column(base, s.quad, lane);
+    column(gram, s.gram, lane);
+    if (half == 0) s.kept[c] = kept, s.noise[c] = noise;
+    sync_warp();
+    float since = 1.f, gathered = 0.f, mine = 1.f, behind = 0.f;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const float rho = s.kept[i];
+      since *= rho;
+      gathered = rho * rho * gathered + s.noise[i];
+      if (i == c) mine = since, behind = gathered;
+    }
+    if (half == 0) s.since[c] = mine, s.gathered[c] = behind;
+    sync_warp();
+    float left_over = 1.f;  // R_C / R_c
+#pragma unroll
+    for (int i = 0; i < 16; ++i)
+      if (i > c) left_over *= s.kept[i];
+    float ratio = 1.f, power = 0.f;  // R_c / R_i for i <= c, and |k_c|^2
+#pragma unroll
+    for (int i = 15; i >= 0; --i) {
+      const float together = mine * s.since[i];
+      if (i == c) power = gram[i];
+      base[i] = together * (keep * base[i] + add * gram[i]) + ratio * s.gathered[i] * gram[i];
+      if (i <= c) ratio *= s.kept[i];
+    }
+    const float r = fmaxf(given, floor * power);
+    keep = since * since, add = gathered;
+
+    sync_all(1);
+    const int row = lane >> 1, column0 = 8 * (lane & 1);
+    float x[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = 0.f;
+#pragma unroll
+    for (int w = 0; w < MATRIX_WARPS; ++w)
+#pragma unroll
+      for (int i = 0; i < 8; ++i) x[i] += s.cross[w][row * TILE_ROW + column0 + i];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) s.total[row * TILE_ROW + column0 + i] = x[i];
+    sync_warp();
+    arrive_total();
+    float fallen[16];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) fallen[i] = 0.f;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float *across = s.total + (8 * half + j) * TILE_ROW;
+      const float own = across[c];
+#pragma unroll
+      for (int i = 0; i < 16; ++i) fallen[i] += across[i] * own;
+    }
+    // Lanes 0 to 15 hold the columns of G, of which rows i <= c count, lanes 16 to 31 those of the identity.
+    float a[16];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const float sum = fallen[i] + shuffle_xor(fallen[i], 16);
+      a[i] = half ? (i == c ? 1.f : 0.f) : base[i] - mine * s.since[i] * sum + (i == c ? r : 0.f);
+    }
+    float pivot = 1.f;  // D_c
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      const float d = shuffle(a[j], j);
+      if (j == c) pivot = d;
+      const float scaled = a[j] * reciprocal(d);
+#pragma unroll
+      for (int i = j + 1; i < 16; ++i) a[i] -= shuffle(a[j], i) * scaled;
+    }
+    // U stands in lanes 16 to 31.
+    const float inverse = reciprocal(pivot);
+    if (half == 0) {
+      s.factor[c] = left_over * sqrtf(pivot);
+      if (inside) innovation_var[(long long)at * H] = pivot;
+      if (c == 0) s.step[0] = keep, s.step[1] = add;
+    }
+    float fading = 1.f;  // R_i / R_c for i >= c
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      if (i > c) fading *= s.kept[i];
+      const float share = a[i] * shuffle(inverse, i);
+      if (half) {
+        s.mix[i * WIDE_ROW + c] = share * s.since[i] * mine;
+        s.fresh[i * WIDE_ROW + c] = share * fading * behind;
+      }
+    }
+  }
+}
+
+GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float *process_noise,
+                                          const float *obs_noise, const float *floor, const float *initial,
+                                          const int *seq_start, const int *chunk_first, float *gain,
+                                          float *innovation_var, float *checkpoint, float *final, int H, int G, int K,
+                                          int blocks_a_chunk) {
+  SHARED_MEMORY(Shared, s);
+  const int bh = BLOCK, sequence = bh / H, head = bh % H;
+  const long long start = seq_start[sequence];
+  const int length = seq_start[sequence + 1] - (int)start;
+  const long long gates = start * H + head;
+  if (THREAD < 32 * MATRIX_WARPS)
+    matrix_warp(s, k + start * G * K, initial, gain + start * H * K, checkpoint, final, length, chunk_first[sequence],
+                blocks_a_chunk, bh, head, H, G, K);
+  else
+    factor_warp(s, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head],
+                innovation_var + gates, length, H);
+}

@@ -1,0 +1,52 @@
+// What covariance_forward.cu needs of the machine: an NVIDIA GPU from Ampere (sm_80) on.
+
+#define DEVICE __device__ __forceinline__
+#define GLOBAL extern "C" __global__ void __launch_bounds__(2 * KDIM + 32, 1)
+#define THREAD ((int)threadIdx.x)
+#define BLOCK ((int)blockIdx.x)
+#define SHARED_MEMORY(type, name) extern __shared__ __align__(16) char shared_bytes[]; type &name = *(type *)shared_bytes
+
+#if KEY_KIND == 2
+typedef float KEY;
+#else
+typedef unsigned short KEY;
+#endif
+
+DEVICE unsigned as_bits(float x) { return __float_as_uint(x); }
+DEVICE float as_float(unsigned x) { return __uint_as_float(x); }
+DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+DEVICE void sync_warp() { __syncwarp(); }
+DEVICE void sync_all(int which) { asm volatile("bar.sync %0, %1;" ::"r"(which + 1), "r"(2 * KDIM + 32) : "memory"); }
+DEVICE void sync_matrix() { asm volatile("bar.sync 3, %0;" ::"r"(2 * KDIM) : "memory"); }
+DEVICE void sync_total() { asm volatile("bar.sync 4, %0;" ::"r"(2 * KDIM + 32) : "memory"); }
+DEVICE void arrive_total() { asm volatile("bar.arrive 4, %0;" ::"r"(2 * KDIM + 32) : "memory"); }
+DEVICE void store2(float *at, float x, float y) { *(float2 *)at = make_float2(x, y); }
+
+DEVICE float reciprocal(float x) {  // one Newton step after the approximate instruction
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r * (2.f - x * r);
+}
+
+DEVICE float widen(unsigned bits) {  // a 16-bit float
+#if KEY_KIND == 1
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"((unsigned short)bits));
+  return x;
+#else
+  return __uint_as_float(bits << 16);
+#endif
+}
+
+#if KEY_KIND == 2
+DEVICE float to_float(float x) { return x; }
+#else
+DEVICE float to_float(unsigned short x) { return widen(x); }
+#endif
+
+DEVICE void mma(float *c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}

@@ -1,0 +1,93 @@
+// Runs a CUDA block on a CPU, thread by thread: what covariance_prelude.cu gives on a GPU, given by fibers here.
+// Warp-wide instructions wait for all 32 lanes, as the hardware does; TF32 operands are cut to their 19 bits.
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <ucontext.h>
+#include <vector>
+
+#define DEVICE static inline
+#define GLOBAL static void
+#define THREAD current
+#define BLOCK current_block
+#define SHARED_MEMORY(type, name) type &name = *(type *)shared_bytes
+#define THREADS (2 * KDIM + 32)
+
+static int current, current_block;
+static char shared_bytes[1 << 20];
+static ucontext_t scheduler, fiber[THREADS];
+static bool finished[THREADS];
+
+struct Barrier {
+  int arrived = 0, phase = 0;
+  bool arrive(int count) {  // whether this was the last to come
+    if (++arrived < count) return false;
+    arrived = 0, ++phase;
+    return true;
+  }
+  void wait(int count) {
+    const int before = phase;
+    if (!arrive(count))
+      while (phase == before) swapcontext(&fiber[current], &scheduler);
+  }
+};
+
+static Barrier barrier[4], lanes[THREADS / 32];
+static float slot[THREADS / 32][2][32];
+static unsigned operand[THREADS / 32][2][32][6];
+
+struct uint4 { unsigned x, y, z, w; };
+#if KEY_KIND == 2
+typedef float KEY;
+#else
+typedef unsigned short KEY;
+#endif
+
+DEVICE unsigned as_bits(float x) { unsigned u; std::memcpy(&u, &x, 4); return u; }
+DEVICE float as_float(unsigned u) { float x; std::memcpy(&x, &u, 4); return x; }
+DEVICE void sync_warp() { lanes[current / 32].wait(32); }
+DEVICE float exchange(float x, int lane) {
+  const int warp = current / 32, turn = lanes[warp].phase & 1;
+  slot[warp][turn][current % 32] = x;
+  lanes[warp].wait(32);
+  return slot[warp][turn][lane];
+}
+DEVICE float shuffle(float x, int lane) { return exchange(x, lane); }
+DEVICE float shuffle_xor(float x, int mask) { return exchange(x, (current % 32) ^ mask); }
+DEVICE void sync_all(int which) { barrier[which].wait(THREADS); }
+DEVICE void sync_matrix() { barrier[2].wait(2 * KDIM); }
+DEVICE void sync_total() { barrier[3].wait(THREADS); }
+DEVICE void arrive_total() { barrier[3].arrive(THREADS); }
+DEVICE void store2(float *at, float x, float y) { at[0] = x, at[1] = y; }
+DEVICE float reciprocal(float x) { return 1.f / x; }
+DEVICE float widen(unsigned bits) {
+#if KEY_KIND == 1
+  _Float16 x;
+  const unsigned short half = (unsigned short)bits;
+  std::memcpy(&x, &half, 2);
+  return (float)x;
+#else
+  return as_float(bits << 16);
+#endif
+}
+#if KEY_KIND == 2
+DEVICE float to_float(float x) { return x; }
+#else
+DEVICE float to_float(unsigned short x) { return widen(x); }
+#endif
+
+DEVICE void mma(float *c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+  const int warp = current / 32, lane = current % 32, turn = lanes[warp].phase & 1, g = lane / 4, t = lane % 4;
+  const unsigned mine[6] = {a0, a1, a2, a3, b0, b1};
+  std::memcpy(operand[warp][turn][lane], mine, sizeof mine);
+  lanes[warp].wait(32);
+  const unsigned(*all)[6] = operand[warp][turn];
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + 8 * (i >> 1), column = 2 * t + (i & 1);
+    for (int k = 0; k < 8; ++k) {  // a: lane 4 (row % 8) + k % 4; b: lane 4 column + k % 4
+      const float a = as_float(all[4 * (row % 8) + k % 4][(row >> 3) + 2 * (k >> 2)] & 0xffffe000u);
+      c[i] += a * as_float(all[4 * column + k % 4][4 + (k >> 2)] & 0xffffe000u);
+    }
+  }
+}

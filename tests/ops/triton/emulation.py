@@ -1,0 +1,67 @@
+"""Runs covariance_forward.cu on a CPU: compiled by the C++ compiler, every CUDA thread a fiber."""
+
+import ctypes
+import shutil
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bayesmem.ops.triton import covariance_cuda
+from bayesmem.ops.triton.spans import Spans
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+POINTERS, SIZES = 12, ("H", "G", "K", "steps_a_chunk")
+
+
+class Arguments(ctypes.Structure):
+    """As ``struct Arguments`` of cuda_on_cpu_main.h."""
+
+    _fields_ = [(f"tensor{i}", ctypes.c_void_p) for i in range(POINTERS)] + [(name, ctypes.c_int) for name in SIZES]
+
+
+@lru_cache
+def compiled(folder: Path, key_dim: int, dtype: torch.dtype) -> ctypes.CDLL:
+    """The kernel with its launch as a library in ``folder``."""
+    assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
+    settings = covariance_cuda.settings(key_dim, dtype)
+    parts = (HERE / "cuda_on_cpu.h", covariance_cuda.HERE / "covariance_forward.cu", HERE / "cuda_on_cpu_main.h")
+    source = "\n".join(part.read_text() for part in parts)
+    library = folder / ("_".join(map(str, settings.values())) + ".so")
+    defines = [f"-D{name}={value}" for name, value in settings.items()]
+    options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", *defines, "-", "-o", str(library)]
+    subprocess.run([COMPILER, *options], input=source.encode(), check=True)
+    return ctypes.CDLL(str(library))
+
+
+def emulated_forward(
+    folder: Path,
+    k: Tensor,
+    log_retention: Tensor,
+    process_noise: Tensor,
+    obs_noise: Tensor,
+    floor: Tensor,
+    initial_cov: Tensor,
+    spans: Spans,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ``covariance_forward``; outputs start as NaN, so that what is not written shows."""
+    (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
+    nan = float("nan")
+    outputs = (
+        torch.full((count, heads, key_dim), nan),
+        torch.full((count, heads), nan),
+        torch.full((spans.chunks, heads, key_dim, key_dim), nan),
+        torch.full((spans.sequences, heads, key_dim, key_dim), nan),
+    )
+    given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans.seq_start, spans.chunk_first)
+    tensors = [x.contiguous() for x in (*given, *outputs)]
+    sizes = (heads, groups, key_dim, spans.chunk_size // 16)
+    arguments = Arguments(*(x.data_ptr() for x in tensors), *sizes)
+    library = compiled(folder, key_dim, k.dtype)
+    expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype)["KDIM"])
+    assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
+    library.launch(ctypes.byref(arguments), spans.sequences * heads)
+    return outputs

@@ -1,0 +1,108 @@
+"""The covariance pass forward, in Triton and in CUDA, against the float64 chunk form.
+
+Without a GPU the Triton kernel runs in Triton's interpreter, and the CUDA source in an emulation thread by thread.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from bayesmem.ops.covariance_pass import covariance_pass
+from bayesmem.ops.triton.covariance_forward import covariance_forward
+from bayesmem.ops.triton.spans import spans_of
+from ops.triton.emulation import emulated_forward
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
+CHUNK = 32
+NAMES = ("gain", "innovation_var", "checkpoints", "final_cov")
+TOLERANCE = 2e-6  # relative root mean squared error; float32 throughout
+
+
+def inputs(lengths, heads, groups, key_dim, dtype, kind) -> dict[str, Tensor]:
+    source = torch.Generator().manual_seed(sum(lengths))
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=source)
+
+    count = sum(lengths)
+    k = normalize(torch.randn(count, groups, key_dim, generator=source), dim=-1)
+    log_retention = -0.3 * uniform(count, heads)
+    obs_noise = 0.01 + uniform(count, heads)
+    noise = -torch.expm1(2 * log_retention)
+    if kind == "static":
+        log_retention, noise = torch.zeros_like(noise), torch.zeros_like(noise)
+    if kind == "hard":  # one key again and again with hardly any noise, and resets in between
+        k[count // 2 :] = k[count // 2]
+        obs_noise[::3] = 1e-3
+        log_retention[::7] = -60.0
+        noise = -torch.expm1(2 * log_retention) + 0.01
+    if kind == "floored":
+        k, obs_noise = 3 * k, 0.01 * obs_noise
+    root = torch.randn(len(lengths), heads, key_dim, key_dim, generator=source)
+    given = {
+        "k": k.to(dtype),
+        "log_retention": log_retention,
+        "process_noise": noise,
+        "obs_noise": obs_noise,
+        "floor": torch.full((heads,), 0.05 if kind == "floored" else 1e-4),
+        "initial_cov": root @ root.mT / key_dim + 0.1 * torch.eye(key_dim),
+    }
+    return {name: x.to(DEVICE) for name, x in given.items()}
+
+
+def reference(x: dict[str, Tensor], lengths) -> tuple[Tensor, ...]:
+    """Every sequence by itself, chunk by chunk, in float64."""
+    heads = x["log_retention"].shape[1]
+    keys = x["k"].double().repeat_interleave(heads // x["k"].shape[1], 1)
+    noise = torch.maximum(x["obs_noise"], x["floor"] * keys.square().sum(-1))
+    rows = (keys, *(x[name].double()[..., None] for name in ("log_retention", "process_noise")), noise)
+    gains, spread, kept, final = [], [], [], []
+    start = 0
+    for sequence, length in enumerate(lengths):
+        cov = x["initial_cov"][sequence : sequence + 1].double()
+        for first in range(start, start + length, CHUNK):
+            stop = min(first + CHUNK, start + length)
+            kept.append(cov)
+            out = covariance_pass(*(row[first:stop].transpose(0, 1)[None] for row in rows), cov)
+            gains.append(out.gain[0].transpose(0, 1))
+            spread.append(out.innovation_var[0].T)
+            cov = out.final_cov
+        final.append(cov)
+        start += length
+    return torch.cat(gains), torch.cat(spread), torch.cat(kept), torch.cat(final)
+
+
+CASES = [
+    ((40,), 1, 1, 16, "mixed"),
+    ((1, 15, 16, 17, 33), 2, 1, 16, "mixed"),
+    ((50,), 4, 2, 24, "hard"),
+    ((70,), 1, 1, 32, "static"),
+    ((35,), 2, 2, 48, "floored"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("way", ["triton", "cuda"])
+@pytest.mark.parametrize(("lengths", "heads", "groups", "key_dim", "kind"), CASES)
+def test_forward_is_the_chunk_form(tmp_path_factory, way, dtype, lengths, heads, groups, key_dim, kind):
+    x = inputs(lengths, heads, groups, key_dim, dtype, kind)
+    spans = spans_of(tuple(torch.tensor([0, *lengths]).cumsum(0).tolist()), CHUNK, DEVICE)
+    if way == "cuda" and not GPU:
+        found = emulated_forward(tmp_path_factory.getbasetemp(), **x, spans=spans)
+    else:
+        found = covariance_forward(**x, spans=spans, cuda=way == "cuda")
+    for name, actual, expected in zip(NAMES, found, reference(x, lengths), strict=True):
+        error = (actual.double() - expected).norm() / expected.norm()
+        assert error < TOLERANCE, f"{name}: {error:.2e}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key_dim", [64, 80, 128])
+def test_cuda_source_at_the_sizes_of_use(tmp_path, key_dim):
+    x = inputs((49, 20), 1, 1, key_dim, torch.bfloat16, "mixed")
+    spans = spans_of((0, 49, 69), CHUNK, torch.device("cpu"))
+    found = emulated_forward(tmp_path, **{name: v.cpu() for name, v in x.items()}, spans=spans)
+    for actual, expected in zip(found, reference(x, (49, 20)), strict=True):
+        assert (actual.double() - expected.cpu()).norm() < TOLERANCE * expected.norm()
