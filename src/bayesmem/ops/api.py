@@ -10,13 +10,14 @@ from torch import Tensor
 from bayesmem.ops import validate as check
 from bayesmem.ops.assumptions import Additive, Assumptions, Discount, PriorMixing
 from bayesmem.ops.chunk import filter_chunk
+from bayesmem.ops.fused_filter import available, filter_fused, unsupported
 from bayesmem.ops.normalise import normalised, working_dtype
 from bayesmem.ops.packing import solve_packed
 from bayesmem.ops.problem import Problem, Solution
 from bayesmem.ops.recurrent import filter_recurrent
 from bayesmem.types import Belief, FilterOutput
 
-BACKENDS = ("auto", "recurrent", "chunk")
+BACKENDS = ("auto", "recurrent", "chunk", "triton")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,8 @@ class Backend:
     """A back end with its settings, where its name alone is not enough.
 
     Attributes:
-        name: ``auto``, ``recurrent`` or ``chunk``.
-        chunk_size: tokens a chunk of the chunk back end; it changes speed and memory only.
+        name: ``auto``, ``recurrent``, ``chunk`` or ``triton``.
+        chunk_size: tokens a chunk of the chunk and triton back ends; it changes speed and memory only.
     """
 
     name: str = "auto"
@@ -67,8 +68,8 @@ def bayesian_filter(
             zero and the prior covariance. ``cov=None`` takes the prior's.
         cu_seqlens: ``[N + 1]`` offsets of N sequences packed in one row (B = 1).
         outputs: any of ``"predictive_var"``, ``"log_evidence"``, ``"final_belief"``.
-        backend: ``auto`` (chunk; recurrent for one token or under ``dof``), ``recurrent``, ``chunk``, or a
-            ``Backend`` with settings.
+        backend: ``auto`` (the kernels on a GPU for what they know; else chunk; recurrent for one token or
+            under ``dof``), ``recurrent``, ``chunk``, ``triton``, or a ``Backend`` with settings.
         validate: whether to read the values for NaN and wrong signs; default: on a CPU only,
             since on a GPU it waits for the device.
 
@@ -89,6 +90,10 @@ def bayesian_filter(
     if validate:
         check.check_values(named)
     with torch.autocast(q.device.type, enabled=False):
+        if _takes_kernels(q, k, v, log_decay, assumptions, backend):
+            assert obs_noise is not None
+            rest = (initial_belief, cu_seqlens, tuple(outputs), backend.chunk_size)
+            return filter_fused(q, k, v, log_decay, obs_noise, assumptions, *rest)
         problem = normalised(q, k, v, log_decay, obs_noise, assumptions, initial_belief, bounds)
         want_var = "predictive_var" in outputs
 
@@ -103,6 +108,22 @@ def bayesian_filter(
 
         solution = solve(problem) if bounds is None else solve_packed(problem, bounds, solve)
         return _output(solution, v.dtype, working_dtype(q), outputs)
+
+
+def _takes_kernels(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, assumptions: Assumptions, backend: Backend
+) -> bool:
+    """Whether the kernels do the work; asked for by name, they refuse what they cannot do."""
+    if backend.name == "auto":
+        if q.device.type == "cpu" or unsupported(q, k, v, log_decay, assumptions, backend.chunk_size):
+            return False
+        return available(q) is None
+    if backend.name != "triton":
+        return False
+    reason = unsupported(q, k, v, log_decay, assumptions, backend.chunk_size) or available(q)
+    if reason is not None:
+        raise ValueError(f"backend='triton' cannot do this: {reason}. Use backend='auto' or 'chunk'.")
+    return True
 
 
 def _check(

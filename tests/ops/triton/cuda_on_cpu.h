@@ -12,7 +12,7 @@
 #define THREAD current
 #define BLOCK current_block
 #define SHARED_MEMORY(type, name) type &name = *(type *)shared_bytes
-#define THREADS (2 * KDIM + 32)
+#define THREADS (2 * KDIM + 64)
 
 static int current, current_block;
 static char shared_bytes[1 << 20];
@@ -33,7 +33,7 @@ struct Barrier {
   }
 };
 
-static Barrier barrier[4], lanes[THREADS / 32];
+static Barrier barrier[5], lanes[THREADS / 32];
 static float slot[THREADS / 32][2][32];
 static unsigned operand[THREADS / 32][2][32][6];
 
@@ -57,8 +57,12 @@ DEVICE float shuffle(float x, int lane) { return exchange(x, lane); }
 DEVICE float shuffle_xor(float x, int mask) { return exchange(x, (current % 32) ^ mask); }
 DEVICE void sync_all(int which) { barrier[which].wait(THREADS); }
 DEVICE void sync_matrix() { barrier[2].wait(2 * KDIM); }
-DEVICE void sync_total() { barrier[3].wait(THREADS); }
-DEVICE void arrive_total() { barrier[3].arrive(THREADS); }
+DEVICE void sync_total() { barrier[3].wait(2 * KDIM + 32); }
+DEVICE void arrive_total() { barrier[3].arrive(2 * KDIM + 32); }
+DEVICE void arrive_base() { barrier[4].arrive(64); }
+DEVICE void sync_base() { barrier[4].wait(64); }
+DEVICE void load4(float *x, const float *at) { std::memcpy(x, at, 16); }
+DEVICE void store4(float *at, const float *x) { std::memcpy(at, x, 16); }
 DEVICE void store2(float *at, float x, float y) { at[0] = x, at[1] = y; }
 DEVICE float reciprocal(float x) { return 1.f / x; }
 DEVICE float widen(unsigned bits) {

@@ -27,7 +27,7 @@ def settings(key_dim: int, dtype: torch.dtype) -> dict[str, int]:
 def shared_bytes(padded: int) -> int:
     """Size of ``struct Shared`` for keys padded to a multiple of 16."""
     keys, write, partial = 4 * 16 * (padded + 8), padded * 24, 3 * (padded // 16) * 320
-    return 4 * (keys + write + partial + 320 + 2 * 16 * 24 + 16 + 2 + 4 * 16)
+    return 4 * (keys + write + partial + 2 * 320 + 2 * 16 * 24 + 3 * 16 + 4)
 
 
 @lru_cache
@@ -77,7 +77,7 @@ def cuda_forward(
     with torch.cuda.device(k.device):
         _kernel(key_dim, k.dtype, k.device.index)(
             grid=(spans.sequences * heads, 1, 1),
-            block=(2 * padded + 32, 1, 1),
+            block=(2 * padded + 64, 1, 1),
             args=[
                 k,
                 log_retention,

@@ -7,9 +7,10 @@
 //   gain_s = sum_j U_sj (R_s R_j P k_j + (R_s/R_j) c_j k_j) / D_s
 //   P <- R_C^2 P + c_C I - W^T W,      W_s = (R_C/R_s) sqrt(D_s) gain_s
 //
-// Two kinds of warps work side by side. The *matrix warps* (one for every 16 rows of P, which they hold in registers
-// as tensor core accumulators) do all products; the *factor warp* eliminates the 16 x 16 matrix G. So that neither
-// waits for the other, the next step's k P k is formed from the covariance before this step and corrected:
+// Three kinds of warps work side by side. The *matrix warps* (one for every 16 rows of P, which they hold in registers
+// as tensor core accumulators) do all products, the *factor warp* eliminates the 16 x 16 matrix G, and the *gate warp*
+// prepares what it can of the next one. So that none waits for long, the next step's k P k is formed from the covariance
+// before this step and corrected:
 //
 //   kPk = R_C^2 quad + c_C gram - X^T X,   quad = k P_before k,   gram = k.k,   X = W k          (cross)
 //
@@ -37,11 +38,11 @@ struct Shared {
   float quad[MATRIX_WARPS][TILE];
   float gram[MATRIX_WARPS][TILE];
   float total[TILE];                   // X, summed
-  float mix[16 * WIDE_ROW];            // U_sj R_s R_j / D_s
-  float fresh[16 * WIDE_ROW];          // U_sj (R_s/R_j) c_j / D_s
-  float factor[16];                    // (R_C/R_s) sqrt(D_s)
-  float step[2];                       // R_C^2, c_C
-  float kept[16], since[16], noise[16], gathered[16];  // rho_t, R_t, n_t, c_t of the step being factorised
+  float base[TILE];                    // all of G but X^T X
+  float whiten[16 * WIDE_ROW];         // U_sj / D_s
+  float fresh[16 * WIDE_ROW];          // (R_s/R_j) c_j
+  float since[16], left_over[16], factor[16];  // R_s, R_C/R_s, (R_C/R_s) sqrt(D_s)
+  float step[4];                       // R_C^2, c_C
 };
 
 struct Split { unsigned hi, lo; };
@@ -198,8 +199,9 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           const int at = (8 * m + g) * WIDE_ROW + 8 * c + 2 * t;
-          const float f0 = s.fresh[at], f1 = s.fresh[at + 1];
-          product(w[m], a, s.mix[at], s.mix[at + 1]);
+          const float u0 = s.whiten[at], u1 = s.whiten[at + 1], reached = s.since[8 * m + g];
+          const float f0 = u0 * s.fresh[at], f1 = u1 * s.fresh[at + 1];
+          product(w[m], a, u0 * reached * s.since[8 * c + 2 * t], u1 * reached * s.since[8 * c + 2 * t + 1]);
           if (SPLIT_KEYS) {
             product(w[m], left(low[0], low[KEY_ROW], low[8], low[KEY_ROW + 8]), f0, f1);
           } else {
@@ -354,95 +356,128 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     }
 }
 
-// Column `lane & 15` of a sum over warps; the two halves of the warp share the work.
-DEVICE void column(float *x, const float (*partial)[TILE], int lane) {
+// Eight entries of a sum over the matrix warps: row `lane >> 1`, columns from `8 * (lane & 1)`.
+DEVICE void gather(float *x, const float (*partial)[TILE], int lane) {
+  const int at = (lane >> 1) * TILE_ROW + 8 * (lane & 1);
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    float sum = 0.f;
-    for (int w = lane >> 4; w < MATRIX_WARPS; w += 2) sum += partial[w][i * TILE_ROW + (lane & 15)];
-    x[i] = sum + shuffle_xor(sum, 16);
+  for (int i = 0; i < 8; ++i) x[i] = 0.f;
+#pragma unroll
+  for (int w = 0; w < MATRIX_WARPS; ++w) {
+    float part[8];
+    load4(part, partial[w] + at);
+    load4(part + 4, partial[w] + at + 4);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] += part[i];
   }
 }
 
-DEVICE void factor_warp(Shared &s, const float *log_retention, const float *process_noise, const float *obs_noise,
-                        float floor, float *innovation_var, int length, int H) {
-  const int lane = THREAD & 31, c = lane & 15, half = lane >> 4;
+// Decays, noises and all of G that does not wait for the write before it.
+DEVICE void gate_warp(Shared &s, const float *log_retention, const float *process_noise, const float *obs_noise,
+                      float floor, int length, int H) {
+  const int lane = THREAD & 31, c = lane & 15, row = lane >> 1, left_column = 8 * (lane & 1);
   const int steps = (length + 15) / 16;
   float keep = 1.f, add = 0.f;  // R_C^2 and c_C of the step before
 
-  for (int n = 0; n <= steps; ++n) {  // factorises step n; the matrix warps stand at step n - 1
+  for (int n = 0; n <= steps; ++n) {  // prepares step n; the matrix warps stand at step n - 1
     const int at = 16 * n + c;
     const bool inside = n < steps && at < length;
     const float kept = inside ? expf(log_retention[(long long)at * H]) : 1.f;
     const float noise = inside ? process_noise[(long long)at * H] : 0.f;
     const float given = inside ? obs_noise[(long long)at * H] : 1.f;
-    sync_all(0);
-    if (n == steps) {
-      sync_all(1);
-      arrive_total();
-      break;
-    }
-    // While W is being formed: all of G that does not wait for it.
-    float base[16], gram[16];
-    column(base, s.quad, lane);
-    column(gram, s.gram, lane);
-    if (half == 0) s.kept[c] = kept, s.noise[c] = noise;
-    sync_warp();
-    float since = 1.f, gathered = 0.f, mine = 1.f, behind = 0.f;
+    float rho[16], since = 1.f, gathered = 0.f, mine = 1.f, behind = 0.f;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      const float rho = s.kept[i];
-      since *= rho;
-      gathered = rho * rho * gathered + s.noise[i];
+      rho[i] = shuffle(kept, i);
+      since *= rho[i];
+      gathered = rho[i] * rho[i] * gathered + shuffle(noise, i);
       if (i == c) mine = since, behind = gathered;
     }
-    if (half == 0) s.since[c] = mine, s.gathered[c] = behind;
-    sync_warp();
     float left_over = 1.f;  // R_C / R_c
 #pragma unroll
     for (int i = 0; i < 16; ++i)
-      if (i > c) left_over *= s.kept[i];
-    float ratio = 1.f, power = 0.f;  // R_c / R_i for i <= c, and |k_c|^2
+      if (i > c) left_over *= rho[i];
+    float fresh[8], together[8], ratio = 1.f;  // R_row / R_j c_j, its mirror image above the diagonal; R_row R_j
+    const float here = shuffle(mine, row), noise_here = shuffle(behind, row);
 #pragma unroll
-    for (int i = 15; i >= 0; --i) {
-      const float together = mine * s.since[i];
-      if (i == c) power = gram[i];
-      base[i] = together * (keep * base[i] + add * gram[i]) + ratio * s.gathered[i] * gram[i];
-      if (i <= c) ratio *= s.kept[i];
+    for (int j = 15; j >= 0; --j) {  // on and below the diagonal
+      const float value = ratio * shuffle(behind, j), product = here * shuffle(mine, j);
+      if (j >= left_column && j < left_column + 8) fresh[j & 7] = value, together[j & 7] = product;
+      if (j <= row) ratio *= rho[j];
     }
-    const float r = fmaxf(given, floor * power);
-    keep = since * since, add = gathered;
+    ratio = 1.f;
+#pragma unroll
+    for (int j = 0; j < 16; ++j) {
+      if (j > row) ratio *= rho[j];
+      if (j > row && j >= left_column && j < left_column + 8) fresh[j & 7] = ratio * noise_here;
+    }
+    const float r = shuffle(given, row);
 
+    sync_all(0);
+    if (n == steps) {
+      sync_all(1);
+      break;
+    }
+    float base[8], gram[8];
+    gather(base, s.quad, lane);
+    gather(gram, s.gram, lane);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      base[i] = together[i] * (keep * base[i] + add * gram[i]) + fresh[i] * gram[i];
+      if (left_column + i == row) base[i] += fmaxf(r, floor * gram[i]);
+    }
+    keep = since * since, add = gathered;
+    sync_all(1);  // the matrix warps have read the tables of the step before
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+      store4(s.base + row * TILE_ROW + left_column + i, base + i);
+      store4(s.fresh + row * WIDE_ROW + left_column + i, fresh + i);
+    }
+    if (lane < 16) s.since[c] = mine, s.left_over[c] = left_over;
+    if (lane == 0) s.step[0] = keep, s.step[1] = add;
+    arrive_base();
+  }
+}
+
+DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
+  const int lane = THREAD & 31, c = lane & 15, half = lane >> 4;
+  const int steps = (length + 15) / 16;
+
+  for (int n = 0; n <= steps; ++n) {  // factorises step n
+    sync_all(0);
     sync_all(1);
-    const int row = lane >> 1, column0 = 8 * (lane & 1);
     float x[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = 0.f;
-#pragma unroll
-    for (int w = 0; w < MATRIX_WARPS; ++w)
-#pragma unroll
-      for (int i = 0; i < 8; ++i) x[i] += s.cross[w][row * TILE_ROW + column0 + i];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) s.total[row * TILE_ROW + column0 + i] = x[i];
+    gather(x, s.cross, lane);
+    const int at = (lane >> 1) * TILE_ROW + 8 * (lane & 1);
+    store4(s.total + at, x);
+    store4(s.total + at + 4, x + 4);
     sync_warp();
     arrive_total();
-    float fallen[16];
+    if (n == steps) break;
+    float fallen[16], across[16];  // X^T X: the halves of the warp take half of the sum each
 #pragma unroll
     for (int i = 0; i < 16; ++i) fallen[i] = 0.f;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const float *across = s.total + (8 * half + j) * TILE_ROW;
-      const float own = across[c];
+      const float *line = s.total + (8 * half + j) * TILE_ROW;
+      const float own = line[c];
+#pragma unroll
+      for (int i = 0; i < 16; i += 4) load4(across + i, line + i);
 #pragma unroll
       for (int i = 0; i < 16; ++i) fallen[i] += across[i] * own;
     }
-    // Lanes 0 to 15 hold the columns of G, of which rows i <= c count, lanes 16 to 31 those of the identity.
-    float a[16];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const float sum = fallen[i] + shuffle_xor(fallen[i], 16);
-      a[i] = half ? (i == c ? 1.f : 0.f) : base[i] - mine * s.since[i] * sum + (i == c ? r : 0.f);
+    for (int i = 0; i < 16; ++i) fallen[i] += shuffle_xor(fallen[i], 16);
+    // Lanes 0 to 15 hold the columns of G, of which rows i <= c count, lanes 16 to 31 those of the identity.
+    sync_base();
+    float a[16], since[16];
+    const float mine = s.since[c];
+#pragma unroll
+    for (int i = 0; i < 16; i += 4) {
+      load4(a + i, s.base + c * TILE_ROW + i);
+      load4(since + i, s.since + i);
     }
+#pragma unroll
+    for (int i = 0; i < 16; ++i) a[i] = half ? (i == c ? 1.f : 0.f) : a[i] - mine * since[i] * fallen[i];
     float pivot = 1.f;  // D_c
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
@@ -455,19 +490,14 @@ DEVICE void factor_warp(Shared &s, const float *log_retention, const float *proc
     // U stands in lanes 16 to 31.
     const float inverse = reciprocal(pivot);
     if (half == 0) {
-      s.factor[c] = left_over * sqrtf(pivot);
-      if (inside) innovation_var[(long long)at * H] = pivot;
-      if (c == 0) s.step[0] = keep, s.step[1] = add;
+      const int token = 16 * n + c;
+      s.factor[c] = s.left_over[c] * sqrtf(pivot);
+      if (token < length) innovation_var[(long long)token * H] = pivot;
     }
-    float fading = 1.f;  // R_i / R_c for i >= c
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      if (i > c) fading *= s.kept[i];
       const float share = a[i] * shuffle(inverse, i);
-      if (half) {
-        s.mix[i * WIDE_ROW + c] = share * s.since[i] * mine;
-        s.fresh[i * WIDE_ROW + c] = share * fading * behind;
-      }
+      if (half) s.whiten[i * WIDE_ROW + c] = share;
     }
   }
 }
@@ -485,7 +515,8 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
   if (THREAD < 32 * MATRIX_WARPS)
     matrix_warp(s, k + start * G * K, initial, gain + start * H * K, checkpoint, final, length, chunk_first[sequence],
                 blocks_a_chunk, bh, head, H, G, K);
+  else if (THREAD < 32 * MATRIX_WARPS + 32)
+    gate_warp(s, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head], length, H);
   else
-    factor_warp(s, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head],
-                innovation_var + gates, length, H);
+    factor_warp(s, innovation_var + gates, length, H);
 }

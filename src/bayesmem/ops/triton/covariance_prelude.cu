@@ -1,7 +1,8 @@
 // What covariance_forward.cu needs of the machine: an NVIDIA GPU from Ampere (sm_80) on.
 
+#define THREADS (2 * KDIM + 64)
 #define DEVICE __device__ __forceinline__
-#define GLOBAL extern "C" __global__ void __launch_bounds__(2 * KDIM + 32, 1)
+#define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
 #define SHARED_MEMORY(type, name) extern __shared__ __align__(16) char shared_bytes[]; type &name = *(type *)shared_bytes
@@ -17,10 +18,14 @@ DEVICE float as_float(unsigned x) { return __uint_as_float(x); }
 DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE void sync_warp() { __syncwarp(); }
-DEVICE void sync_all(int which) { asm volatile("bar.sync %0, %1;" ::"r"(which + 1), "r"(2 * KDIM + 32) : "memory"); }
+DEVICE void sync_all(int which) { asm volatile("bar.sync %0, %1;" ::"r"(which + 1), "r"(THREADS) : "memory"); }
 DEVICE void sync_matrix() { asm volatile("bar.sync 3, %0;" ::"r"(2 * KDIM) : "memory"); }
 DEVICE void sync_total() { asm volatile("bar.sync 4, %0;" ::"r"(2 * KDIM + 32) : "memory"); }
 DEVICE void arrive_total() { asm volatile("bar.arrive 4, %0;" ::"r"(2 * KDIM + 32) : "memory"); }
+DEVICE void arrive_base() { asm volatile("bar.arrive 5, 64;" ::: "memory"); }
+DEVICE void sync_base() { asm volatile("bar.sync 5, 64;" ::: "memory"); }
+DEVICE void load4(float *x, const float *at) { const float4 v = *(const float4 *)at; x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }
+DEVICE void store4(float *at, const float *x) { *(float4 *)at = make_float4(x[0], x[1], x[2], x[3]); }
 DEVICE void store2(float *at, float x, float y) { *(float2 *)at = make_float2(x, y); }
 
 DEVICE float reciprocal(float x) {  // one Newton step after the approximate instruction

@@ -1,0 +1,178 @@
+"""The kernel back end: the filter's arguments, as they come, through the fused passes. Float32 covariance, linear in T.
+
+Nothing is transposed or copied: kernels read ``[B, T, H, D]`` as one row of tokens. What they do not know is refused
+here by name (or, under ``backend="auto"``, left to the chunk form).
+"""
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
+from bayesmem.ops.normalise import LOG_ZERO
+from bayesmem.types import Belief, FilterOutput
+
+MAX_KEY_DIM, MAX_VALUE_DIM = 256, 512
+CHUNKS = (16, 32, 64)
+LARGE_SHARED = 160 * 1024  # bytes of shared memory from which chunks of 64 tokens fit
+PACKED_STRUCTURES = ("full", "reset", "diagonal", "steady_state")
+
+
+def available(q: Tensor) -> str | None:
+    """Why there are no kernels for this device, or ``None``."""
+    if q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "it needs a GPU (q is on the CPU; TRITON_INTERPRET=1, set before Python starts, runs it there for tests)"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return "it needs Triton: pip install 'bayesmem[kernels]'"
+    return None
+
+
+def unsupported(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, a: Assumptions, chunk: int | None
+) -> str | None:
+    """Why the kernels cannot do this, in words that end a sentence, or ``None``."""
+    noise = a.process_noise
+    if q.dtype == torch.float64:
+        return "its covariance is float32 and the inputs are float64"
+    if a.write == "latent_input":
+        return "it has no latent-input write"
+    if a.covariance not in PACKED_STRUCTURES:
+        return f"it has no {a.covariance!r} covariance"
+    if a.dof is not None:
+        return "it has no Student-t noise"
+    if not isinstance(noise, PriorMixing | Additive):
+        return f"it has no {type(noise).__name__} noise"
+    if log_decay is not None and log_decay.ndim == 4:
+        return "its mean decays per head [B, T, H], not per channel"
+    if k.shape[-1] > MAX_KEY_DIM or v.shape[-1] > MAX_VALUE_DIM:
+        return f"K is at most {MAX_KEY_DIM} and V {MAX_VALUE_DIM} (got {k.shape[-1]} and {v.shape[-1]})"
+    if chunk is not None and chunk not in CHUNKS:
+        return f"its chunks have {', '.join(map(str, CHUNKS))} tokens (got {chunk})"
+    if a.covariance == "steady_state" and a.steady_var is None:
+        return "its steady state needs a given steady_var"
+    if a.covariance != "full":
+        return None
+    per_channel = isinstance(a.prior_var, Tensor) and a.prior_var.ndim == 2
+    given = noise.log_retention if isinstance(noise, PriorMixing) else noise.variance
+    if per_channel or (isinstance(given, Tensor) and given.ndim == 4):
+        return "retention, noise and prior of a full covariance are per head, not per channel"
+    return None
+
+
+def chunk_size(q: Tensor) -> int:
+    """Tokens a chunk on this device."""
+    if q.device.type != "cuda":
+        return 16
+    return 64 if torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin >= LARGE_SHARED else 32
+
+
+def filter_fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None,
+    obs_noise: Tensor,
+    a: Assumptions,
+    belief: Belief | None,
+    cu_seqlens: Tensor | None,
+    outputs: tuple[str, ...],
+    chunk: int | None = None,
+) -> FilterOutput:
+    """Filter with the kernels; arguments as of ``bayesian_filter``, checked, of a kind that ``unsupported`` passes."""
+    from bayesmem.ops import fused
+
+    (batch, length, groups, key_dim), (heads, value_dim) = q.shape, v.shape[2:]
+    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    size = chunk or chunk_size(q)
+    place = (cu_seqlens, batch, size)
+    wide = {"dtype": torch.float32, "device": q.device}
+
+    def row(x: Tensor) -> Tensor:
+        return x.reshape(batch * length, *x.shape[2:]).contiguous()
+
+    def gate(x: Tensor) -> Tensor:
+        return row(x.to(torch.float32))
+
+    q, k, v, noise = row(q), row(k), row(v), gate(obs_noise)
+    decay = torch.zeros(batch * length, heads, **wide) if log_decay is None else gate(log_decay).clamp(min=LOG_ZERO)
+    prior = a.prior_var.float() if isinstance(a.prior_var, Tensor) else torch.full((heads,), float(a.prior_var), **wide)
+    start = None if belief is None else belief.mean.float().contiguous()
+    given = None if belief is None or belief.cov is None else belief.cov.float().contiguous()
+    want_var, want_evidence = "predictive_var" in outputs, "log_evidence" in outputs
+    var = final_cov = None
+
+    if a.covariance == "full":
+        retention, added = _scalar_noise(a, decay, prior, gate)
+        if given is None:
+            given = torch.diag_embed(prior[:, None].expand(heads, key_dim)).expand(sequences, -1, -1, -1).contiguous()
+        floor = a.obs_noise_floor * prior
+        gain, innovation_var, final_cov, var, _ = fused.covariance_op(
+            k, q if want_var else None, retention, added, noise, floor, given, *place
+        )
+    else:
+        keys = k.float().repeat_interleave(heads // groups, 1)
+        if a.covariance != "reset":
+            mean_prior = prior if prior.ndim == 1 else prior.mean(-1)
+            noise = torch.maximum(noise, a.obs_noise_floor * mean_prior * keys.square().sum(-1))
+        if a.covariance == "diagonal":
+            retention, added = _channel_noise(a, decay, prior, gate)
+            if given is None:
+                given = (prior if prior.ndim == 2 else prior[:, None]).expand(sequences, heads, key_dim).contiguous()
+            predicted, final_cov = fused.diagonal_op(k, retention, added, noise, given, *place)
+        elif a.covariance == "reset":
+            predicted = prior if prior.ndim == 2 else prior[:, None]
+        else:
+            assert a.steady_var is not None
+            predicted = a.steady_var.float()[:, None]
+        cov_k = predicted * keys
+        innovation_var = (keys * cov_k).sum(-1) + noise
+        gain = cov_k / innovation_var[..., None]
+        if want_var:
+            queries = q.float().repeat_interleave(heads // groups, 1)
+            if a.covariance == "diagonal":
+                posterior = predicted * noise[..., None] / (noise[..., None] + predicted * keys.square())
+                var = (posterior * queries.square()).sum(-1)
+            else:
+                explained = innovation_var * (gain * queries).sum(-1).square()
+                var = ((predicted * queries.square()).sum(-1) - explained).clamp(min=0)
+
+    o, energy, final_mean, *_ = fused.mean_op(q, k, v, gain, decay, start, *place, want_evidence)
+    evidence = None
+    if want_evidence:
+        evidence = -0.5 * (value_dim * (2 * math.pi * innovation_var).log() + energy / innovation_var)
+    gates = (batch, length, heads)
+    return FilterOutput(
+        o.view(*gates, value_dim),
+        var.view(gates) if want_var and var is not None else None,
+        None if evidence is None else evidence.view(gates),
+        Belief(final_mean, final_cov) if "final_belief" in outputs else None,
+    )
+
+
+def _scalar_noise(a: Assumptions, decay: Tensor, prior: Tensor, gate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    """Log retention and added variance of every token, ``[N, H]``."""
+    noise = a.process_noise
+    if isinstance(noise, PriorMixing):
+        given = noise.log_retention
+        retention = decay if given is None else gate(given).clamp(min=LOG_ZERO)
+        return retention, -torch.expm1(2 * retention) * prior
+    assert isinstance(noise, Additive)
+    if isinstance(noise.variance, Tensor):
+        return decay, gate(noise.variance)
+    return decay, torch.full_like(decay, float(noise.variance))
+
+
+def _channel_noise(a: Assumptions, decay: Tensor, prior: Tensor, gate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    """As ``_scalar_noise``, either of them ``[N, H]`` or ``[N, H, K]``."""
+    noise = a.process_noise
+    if isinstance(noise, PriorMixing):
+        retention = decay if noise.log_retention is None else gate(noise.log_retention).clamp(min=LOG_ZERO)
+        lost = -torch.expm1(2 * retention)
+        if prior.ndim == 2 and lost.ndim == 2:
+            lost = lost[..., None]
+        return retention, lost * (prior if prior.ndim == lost.ndim - 1 else prior[:, None])
+    return _scalar_noise(a, decay, prior, gate)

@@ -1,0 +1,91 @@
+"""The backward of the exact covariance pass: three launches, and one or two products with P_0.
+
+Legend: Lambda_t = dLoss / dP_t after token t (symmetric), gamma, sigma, nu the gradients of gain g, innovation
+variance s and predictive variance, P- predicted covariance. Differentiating one token of ``ops/step.py``,
+
+    wbar = gamma / s - 2 Lambda_t g         sbar = sigma - gamma . g / s + g^T Lambda_t g
+    Lambda-_t = Lambda_t + (wbar k^T + k wbar^T) / 2 + sbar k k^T
+    Lambda_{t-1} = rho_t^2 Lambda-_t + nu_{t-1} q_{t-1} q_{t-1}^T
+
+so Lambda is driven by keys and gradients alone, and only the gradients of keys and queries need P. In chunks:
+``covariance_prepare`` (parallel), ``covariance_chain`` (a matrix product recurrence over the chunks, backwards),
+``covariance_tokens`` (parallel), ``variance`` (products with P, parallel).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bayesmem.ops.triton.covariance_chain import chain
+from bayesmem.ops.triton.covariance_prepare import prepare
+from bayesmem.ops.triton.covariance_tokens import tokens
+from bayesmem.ops.triton.mean_config import Tuning
+from bayesmem.ops.triton.spans import Spans
+from bayesmem.ops.triton.variance import posterior_times, predicted_times
+
+# Products with P_0: what is subtracted from them can be nearly all there is.
+PRODUCT_PRECISION = "tf32x3"
+
+Gradients = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def covariance_backward(
+    k: Float[Tensor, "N G K"],
+    q: Float[Tensor, "N G K"] | None,
+    gain: Float[Tensor, "N H K"],
+    innovation_var: Float[Tensor, "N H"],
+    checkpoints: Float[Tensor, "NC H K K"],
+    final_cov: Float[Tensor, "S H K K"],
+    log_retention: Float[Tensor, "N H"],
+    process_noise: Float[Tensor, "N H"],
+    obs_noise: Float[Tensor, "N H"],
+    floor: Float[Tensor, "H"],
+    spans: Spans,
+    dgain: Float[Tensor, "N H K"],
+    dinnovation_var: Float[Tensor, "N H"] | None,
+    dvar: Float[Tensor, "N H"] | None,
+    d_final_cov: Float[Tensor, "S H K K"] | None,
+    prec: str,
+    tuning: Tuning | None = None,
+) -> Gradients:
+    """Gradients of the covariance pass.
+
+    Args:
+        k: keys; value head h reads key head ``h // (H // G)``.
+        q: queries, where ``dvar`` is given.
+        gain: of the forward pass, float32, as all that follows.
+        innovation_var: of the forward pass.
+        checkpoints: the symmetric covariance before every chunk.
+        final_cov: the covariance after every sequence.
+        log_retention: at most 0.
+        process_noise: variance added after the retention.
+        obs_noise: as given, before the floor.
+        floor: the effective noise is ``max(obs_noise, floor |k|^2)``.
+        spans: where sequences and chunks lie.
+        dgain: gradient of the gains.
+        dinnovation_var: gradient of the innovation variances.
+        dvar: gradient of the predictive variances.
+        d_final_cov: gradient of ``final_cov``, symmetric or not.
+        prec: precision of the products that make Lambda; those with P_0 subtract, and are always ``tf32x3``.
+        tuning: overrides a kernel: ``prepare``, ``chain``, ``tokens``, ``posterior``, ``predicted``.
+
+    Returns:
+        Gradients of k ``[N, H, K]`` (a value head each) and q (None without ``dvar``) in the dtype of the streams, of
+        log_retention, process_noise, obs_noise ``[N, H]``, floor ``[H]``, and the initial covariance (symmetric).
+    """
+    covariance = (gain, innovation_var, checkpoints, log_retention, process_noise)
+    dq = var = None
+    if q is not None and dvar is not None:
+        dq, var = posterior_times(q, 2 * dvar, covariance, spans, PRODUCT_PRECISION, tuning)
+        dvar = torch.where(var > 0, dvar, 0)  # it was cut there
+    gradients = (dgain, dinnovation_var, dvar)
+    prepared = prepare(k, q, gain, innovation_var, log_retention, *gradients, spans, prec, tuning)
+    chained, d_initial_cov = chain(
+        gain, prepared, dvar, log_retention, checkpoints, final_cov, d_final_cov, spans, prec, tuning
+    )
+    gates = (log_retention, process_noise, obs_noise, floor)
+    made = tokens(k, q, gain, innovation_var, gates, gradients, var, prepared, chained, spans, prec, tuning)
+    weights = (made.gain_weight, made.key_weight)
+    dk = predicted_times(made.wbar, k, *weights, covariance, spans, PRODUCT_PRECISION, tuning)
+    dfloor = made.floor.sum(0)
+    return dk, dq, made.log_retention, made.process_noise, made.obs_noise, dfloor, d_initial_cov

@@ -1,0 +1,193 @@
+"""What a chunk of the covariance's backward knows before Lambda reaches it: parallel over chunks and heads.
+
+Legend: k keys, q queries, g gains, s innovation variances, R_t product of retentions since the chunk began; gamma,
+sigma, nu the gradients of the gains, the innovation variances and the predictive variances; slow() strictly lower
+part, tril() lower part, ratio_ts = R_t / R_s for s <= t. With a_t = y_t + c_t k_t, y_t = gamma_t / s_t and
+c_t = sigma_t - y_t . g_t, one step of the recursion of ``covariance_backward`` is
+
+    Lambda-_t = (I - k_t g_t^T) Lambda_t (I - g_t k_t^T) + (a_t k_t^T + k_t a_t^T) / 2
+
+whose products over a chunk are written by one inverse, Li = (I + slow(ratio K G^T))^-1:
+
+    Kbar = Li (R K)     Ag = slow(ratio A G^T)     alpha = R A - Ag Kbar
+    Qg = tril(ratio Q G^T)     qbar = R Q - Qg Kbar
+
+and what needs no Lambda of Lambda_t g_t = ... + direct^T K - (slow(Li) ratio)^T Y / 2 + query^T Q is
+
+    direct = ratio (slow(Li^T (Ag Li + slow(Ag^T Li)) / 2 - Li^T slow(Qg^T nu Qg Li)) - c slow(Li) / 2)
+    query = ratio tril(nu Qg Li)
+"""
+
+from dataclasses import dataclass
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from bayesmem.ops.triton.covariance_config import prepare_config
+from bayesmem.ops.triton.covariance_tiles import load_gate, retention_ratios, store_columns
+from bayesmem.ops.triton.mean_config import Tuning
+from bayesmem.ops.triton.mean_prepare import unit_inverse
+from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile
+from bayesmem.ops.triton.spans import Spans
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the chain and the tokens read; those of q are None without a gradient of the variances.
+
+    Attributes:
+        solve: Li ``[NC, H, C, C]``.
+        direct: the part of Lambda_t g_t along the keys that needs no Lambda ``[NC, H, C, C]``.
+        query: that along the queries ``[NC, H, C, C]``.
+        alpha: with tokens last, as the tensor cores want it ``[NC, H, K, C]``.
+        read: Kbar, likewise.
+        heard: qbar, likewise.
+        to_end: R_C / R_t ``[N, H]``.
+    """
+
+    solve: Float[Tensor, "NC H C C"]
+    direct: Float[Tensor, "NC H C C"]
+    query: Float[Tensor, "NC H C C"] | None
+    alpha: Float[Tensor, "NC H K C"]
+    read: Float[Tensor, "NC H K C"]
+    heard: Float[Tensor, "NC H K C"] | None
+    to_end: Float[Tensor, "N H"]
+
+
+@triton.jit
+@no_type_check
+def prepare_kernel(
+    k,
+    q,
+    gain,
+    innovation_var,
+    log_retention,
+    dgain,
+    dinnovation_var,
+    dvar,
+    solve,
+    direct,
+    query,
+    alpha,
+    read,
+    heard,
+    to_end,
+    seq_start,
+    chunk_seq,
+    chunk_first,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    LEVELS: tl.constexpr,
+    BK: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """One program a chunk and head."""
+    chunk, head = tl.program_id(0), tl.program_id(1)
+    at, key_head = chunk.to(tl.int64) * H + head, head // (H // G)
+    rows, live = place(chunk, seq_start, chunk_seq, chunk_first, C)
+    ratio, since, after = retention_ratios(log_retention, rows, live, head, H, C)
+    tl.store(to_end + rows * H + head, after, mask=live)
+    i = tl.arange(0, C)
+    below = i[:, None] > i[None, :]
+
+    kg = tl.zeros([C, C], tl.float32)
+    yg = tl.zeros([C, C], tl.float32)
+    qg = tl.zeros([C, C], tl.float32)
+    for col in range(0, K, BK):
+        g_tile = tl.trans(load_rows(gain, rows, live, head, col, H, K, BK))
+        k_tile = load_rows(k, rows, live, key_head, col, G, K, BK).to(tl.float32)
+        kg = tl.dot(k_tile, g_tile, kg, input_precision=PREC)
+        yg = tl.dot(load_rows(dgain, rows, live, head, col, H, K, BK), g_tile, yg, input_precision=PREC)
+        if dvar is not None:
+            q_tile = load_rows(q, rows, live, key_head, col, G, K, BK).to(tl.float32)
+            qg = tl.dot(q_tile, g_tile, qg, input_precision=PREC)
+
+    inverse = unit_inverse(tl.where(below, ratio * kg, 0.0), C, LEVELS, PREC)
+    tl.store(solve + square_tile(at, C), inverse)
+    per_var = 1.0 / load_gate(innovation_var, rows, live, head, H, 1.0)
+    yg *= per_var[:, None]
+    along = -tl.sum(tl.where(i[:, None] == i[None, :], yg, 0.0), 1)  # c
+    if dinnovation_var is not None:
+        along += load_gate(dinnovation_var, rows, live, head, H, 0.0)
+    ag = tl.where(below, ratio * (yg + along[:, None] * kg), 0.0)
+
+    mixed = tl.where(below, tl.dot(tl.trans(ag), inverse, input_precision=PREC), 0.0)
+    mixed = 0.5 * tl.dot(ag, inverse, mixed, input_precision=PREC)
+    if dvar is not None:
+        qg *= ratio
+        nu = load_gate(dvar, rows, live, head, H, 0.0)
+        asked = nu[:, None] * tl.dot(qg, inverse, input_precision=PREC)
+        tl.store(query + square_tile(at, C), ratio * asked)
+        mixed -= tl.where(below, tl.dot(tl.trans(qg), asked, input_precision=PREC), 0.0)
+    mixed = tl.dot(tl.trans(inverse), mixed, input_precision=PREC) - 0.5 * along[:, None] * inverse
+    tl.store(direct + square_tile(at, C), tl.where(below, ratio * mixed, 0.0))
+
+    for col in range(0, K, BK):
+        k_tile = since[:, None] * load_rows(k, rows, live, key_head, col, G, K, BK).to(tl.float32)
+        read_tile = tl.dot(inverse, k_tile, input_precision=PREC)
+        store_columns(read, tl.trans(read_tile), at, col, K, C, BK)
+        y_tile = (since * per_var)[:, None] * load_rows(dgain, rows, live, head, col, H, K, BK)
+        alpha_tile = y_tile + along[:, None] * k_tile - tl.dot(ag, read_tile, input_precision=PREC)
+        store_columns(alpha, tl.trans(alpha_tile), at, col, K, C, BK)
+        if dvar is not None:
+            q_tile = since[:, None] * load_rows(q, rows, live, key_head, col, G, K, BK).to(tl.float32)
+            heard_tile = q_tile - tl.dot(qg, read_tile, input_precision=PREC)
+            store_columns(heard, tl.trans(heard_tile), at, col, K, C, BK)
+
+
+def prepare(
+    k: Tensor,
+    q: Tensor | None,
+    gain: Tensor,
+    innovation_var: Tensor,
+    log_retention: Tensor,
+    dgain: Tensor,
+    dinnovation_var: Tensor | None,
+    dvar: Tensor | None,
+    spans: Spans,
+    prec: str,
+    tuning: Tuning | None,
+) -> Prepared:
+    """Launch ``prepare_kernel``; the arguments are those of ``covariance_backward``."""
+    heads, key_dim = gain.shape[1:]
+    chunk, asked = spans.chunk_size, dvar is not None
+    solve = gain.new_empty(spans.chunks, heads, chunk, chunk)
+    read = gain.new_empty(spans.chunks, heads, key_dim, chunk)
+    query, heard = (torch.empty_like(x) if asked else None for x in (solve, read))
+    prepared = Prepared(
+        solve, torch.empty_like(solve), query, torch.empty_like(read), read, heard, torch.empty_like(log_retention)
+    )
+    prepare_kernel[(spans.chunks, heads)](
+        k,
+        q,
+        gain,
+        innovation_var,
+        log_retention,
+        dgain,
+        dinnovation_var,
+        dvar,
+        prepared.solve,
+        prepared.direct,
+        prepared.query,
+        prepared.alpha,
+        prepared.read,
+        prepared.heard,
+        prepared.to_end,
+        spans.seq_start,
+        spans.chunk_seq,
+        spans.chunk_first,
+        H=heads,
+        G=k.shape[1],
+        K=key_dim,
+        C=chunk,
+        LEVELS=chunk.bit_length() - 1,
+        PREC=prec,
+        **prepare_config(gain, tuning),
+    )
+    return prepared

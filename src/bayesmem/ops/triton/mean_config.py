@@ -1,0 +1,85 @@
+"""Block sizes, warps and stages of the kernels of the mean pass, by shape, dtype and device.
+
+Nothing is tuned at run time. Products of float32 take six times the registers of 16-bit ones, so that their blocks
+are narrow. The chains load tiles of a whole chunk while they work on the one before (two stages) wherever shared
+memory holds both.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from bayesmem.ops.triton.spans import Spans
+
+Config = dict[str, int]
+Tuning = dict[str, Config]
+
+# Shared memory (bytes) from which the wider blocks are taken: A100 gives 163 KiB, H100 227, most others 99.
+LARGE_SHARED = 160 * 1024
+
+
+def block(size: int, most: int = 512) -> int:
+    """The power of two that covers ``size``, at least 16 and at most ``most``."""
+    return min(max(triton.next_power_of_2(size), 16), most)
+
+
+def prepare_config(k: Tensor, tuning: Tuning | None) -> Config:
+    """Of ``prepare_kernel``: BK."""
+    wide = k.dtype == torch.float32
+    config = {"BK": block(k.shape[-1], 32 if wide else 64), "num_warps": 8 if wide else 4, "num_stages": 2}
+    return config | (tuning or {}).get("prepare", {})
+
+
+def readout_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
+    """Of ``readout_kernel``: BK, BV."""
+    most = 32 if k.dtype == torch.float32 else 64
+    config = {"BK": block(k.shape[-1], most), "BV": block(value, 64), "num_warps": 4, "num_stages": 2}
+    return config | (tuning or {}).get("readout", {})
+
+
+def local_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
+    """Of ``local_kernel``: BK, BV. Its five accumulators fill the registers at BK = 64."""
+    wide = k.dtype == torch.float32
+    most = 16 if wide else 64 if _device(k)[0] >= LARGE_SHARED else 32
+    config = {
+        "BK": block(k.shape[-1], 32 if wide else 64),
+        "BV": block(value, most),
+        "num_warps": 8 if wide else 4,
+        "num_stages": 2,
+    }
+    return config | (tuning or {}).get("local", {})
+
+
+def chain_config(
+    name: str, k: Tensor, value: int, heads: int, spans: Spans, tiles: int, tuning: Tuning | None
+) -> Config:
+    """Of the chain ``name``: BV.
+
+    Args:
+        name: the key in ``tuning``.
+        k: keys ``[N, G, K]``.
+        value: V.
+        heads: H.
+        spans: where sequences and chunks lie.
+        tiles: how many C x K tiles a chunk loads; beside them it loads one C x C tile fewer, and at most two of C x BV.
+        tuning: what is put over the defaults.
+    """
+    wide, key, chunk = k.dtype == torch.float32, block(k.shape[-1]), spans.chunk_size
+    shared, processors = _device(k)
+    width = 16 if wide else block(value, 64 if key <= 128 and shared >= LARGE_SHARED else 32)
+    # The widest block that leaves most multiprocessors a program: each reads the same C x K tiles once more.
+    while width > 32 and spans.sequences * heads * triton.cdiv(value, width) < 0.75 * processors:
+        width //= 2
+    loaded = tiles * chunk * key + (tiles - 1) * chunk * chunk + 2 * chunk * width
+    held = (2 * loaded + key * width) * k.element_size()
+    warps = 8 if key > 128 and not wide else 4
+    config = {"BV": width, "num_warps": warps, "num_stages": 2 if held <= shared else 1}
+    return config | (tuning or {}).get(name, {})
+
+
+def _device(x: Tensor) -> tuple[int, int]:
+    """Shared memory that a program may take, and multiprocessors; the interpreter passes for an H100."""
+    if x.device.type != "cuda":
+        return 227 * 1024, 132
+    found = torch.cuda.get_device_properties(x.device)
+    return found.shared_memory_per_block_optin, found.multi_processor_count

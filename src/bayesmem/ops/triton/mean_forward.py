@@ -1,0 +1,195 @@
+"""The mean pass forward: a chain over the chunks of every sequence, then the read-out, parallel.
+
+Legend as in ``mean_prepare``; M_0 and M the mean before and after a chunk ``[K, V]``, E innovations ``[C, V]``:
+
+    E = solve (V - (R K) M_0)        M = R_C M_0 + g^T ((R_C / R) E)        O = (R Q) M_0 + scores E
+
+All decays scale rows of C x V tiles, so that q, k and g enter the products as they lie in memory. The chain
+works on one block of value channels a program, which never meet.
+"""
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from bayesmem.ops.triton.mean_config import Tuning, block, chain_config, readout_config
+from bayesmem.ops.triton.mean_prepare import prepare
+from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile, state_tile, store_rows
+from bayesmem.ops.triton.spans import Spans
+
+
+@triton.jit
+@no_type_check
+def chain_kernel(
+    k,
+    v,
+    written,
+    solve,
+    factors,
+    initial_mean,
+    innovation,
+    means,
+    final_mean,
+    energy,
+    seq_start,
+    chunk_first,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """One program a sequence, head and block of values; ``energy`` is ``[N, H, V blocks]`` or None."""
+    pid = tl.program_id(0)
+    v_blocks: tl.constexpr = (V + BV - 1) // BV
+    v_block, state = pid % v_blocks, (pid // v_blocks).to(tl.int64)
+    seq, head, col = state // H, state % H, v_block * BV
+    i = tl.arange(0, C)
+    dtype: tl.constexpr = k.dtype.element_ty
+
+    state_at, state_live = state_tile(state, 0, col, K, V, BK, BV)
+    mean = tl.zeros([BK, BV], tl.float32)
+    if initial_mean is not None:
+        mean += tl.load(initial_mean + state_at, mask=state_live, other=0.0)
+    first_row, end = tl.load(seq_start + seq).to(tl.int64), tl.load(seq_start + seq + 1)
+    first, last = tl.load(chunk_first + seq), tl.load(chunk_first + seq + 1)
+    for local in range(0, last - first):
+        at = (first + local).to(tl.int64) * H + head
+        rows = first_row + local * C + i
+        live = rows < end
+        start = mean.to(dtype)
+        offsets, mask = state_tile(at, 0, col, K, V, BK, BV)
+        tl.store(means + offsets, start, mask=mask)
+        since = tl.load(factors + at * (2 * C) + i)
+        left = tl.load(factors + at * (2 * C) + C + i)
+        whole = tl.load(factors + at * (2 * C) + C - 1)
+        k_tile = load_rows(k, rows, live, head // (H // G), 0, G, K, BK)
+        v_tile = load_rows(v, rows, live, head, col, H, V, BV)
+        surprise = v_tile - since[:, None] * tl.dot(k_tile, start, input_precision=PREC)
+        inverse = tl.load(solve + square_tile(at, C))
+        error = tl.dot(inverse, surprise.to(dtype), input_precision=PREC)
+        store_rows(innovation, error, rows, live, head, col, H, V, BV)
+        if energy is not None:
+            tl.store(energy + (rows * H + head) * v_blocks + v_block, tl.sum(error * error, 1), mask=live)
+        g = load_rows(written, rows, live, head, 0, H, K, BK)
+        mean = tl.dot(tl.trans(g), (left[:, None] * error).to(dtype), whole * mean, input_precision=PREC)
+    tl.store(final_mean + state_at, mean, mask=state_live)
+
+
+@triton.jit
+@no_type_check
+def readout_kernel(
+    q,
+    scores,
+    factors,
+    innovation,
+    means,
+    o,
+    seq_start,
+    chunk_seq,
+    chunk_first,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    BK: tl.constexpr,
+    BV: tl.constexpr,
+    PREC: tl.constexpr,
+):
+    """One program a chunk, head and block of values."""
+    pid = tl.program_id(0)
+    v_blocks: tl.constexpr = (V + BV - 1) // BV
+    col, at = (pid % v_blocks) * BV, (pid // v_blocks).to(tl.int64)
+    chunk, head = at // H, at % H
+    rows, live = place(chunk, seq_start, chunk_seq, chunk_first, C)
+    kept = tl.zeros([C, BV], tl.float32)
+    for k_col in range(0, K, BK):
+        q_tile = load_rows(q, rows, live, head // (H // G), k_col, G, K, BK)
+        offsets, mask = state_tile(at, k_col, col, K, V, BK, BV)
+        kept = tl.dot(q_tile, tl.load(means + offsets, mask=mask, other=0.0), kept, input_precision=PREC)
+    kept *= tl.load(factors + at * (2 * C) + tl.arange(0, C))[:, None]
+    error = load_rows(innovation, rows, live, head, col, H, V, BV)
+    seen = tl.load(scores + square_tile(at, C))
+    store_rows(o, tl.dot(seen, error, kept, input_precision=PREC), rows, live, head, col, H, V, BV)
+
+
+def mean_forward(
+    q: Float[Tensor, "N G K"],
+    k: Float[Tensor, "N G K"],
+    v: Float[Tensor, "N H V"],
+    gain: Float[Tensor, "N H K"],
+    log_decay: Float[Tensor, "N H"],
+    initial_mean: Float[Tensor, "S H K V"] | None,
+    spans: Spans,
+    want_energy: bool,
+    prec: str,
+    tuning: Tuning | None = None,
+) -> tuple[Float[Tensor, "N H V"], Float[Tensor, "N H"] | None, Float[Tensor, "S H K V"], tuple[Tensor, ...]]:
+    """Write every innovation along its gain and read out after each write.
+
+    Args:
+        q: queries, contiguous (as all that follow), of one dtype with k and v: the streams'.
+        k: keys.
+        v: values, H a multiple of G.
+        gain: float32 or the dtype of the streams, to which it is rounded.
+        log_decay: float32, at most 0.
+        initial_mean: float32; ``None`` is zero.
+        spans: where sequences and chunks lie.
+        want_energy: whether the squared length of every innovation is asked for.
+        prec: ``input_precision`` of products of float32 streams.
+        tuning: block sizes, warps and stages put over the defaults, by kernel: prepare, chain, readout.
+
+    Returns:
+        Outputs in the dtype of the streams; energies and the final mean in float32; and what ``mean_backward``
+        needs: solve, scores, factors, innovations, the means before every chunk.
+    """
+    written, solve, scores, factors = prepare(q, k, gain, log_decay, spans, prec, tuning)
+    heads, key, value, chunk = v.shape[1], k.shape[-1], v.shape[-1], spans.chunk_size
+    innovation, o = torch.empty_like(v), torch.empty_like(v)
+    means = v.new_empty(spans.chunks, heads, key, value)
+    final_mean = log_decay.new_empty(spans.sequences, heads, key, value)
+    sizes = {"H": heads, "G": k.shape[1], "K": key, "V": value, "C": chunk, "PREC": prec}
+    chain = chain_config("chain", k, value, heads, spans, 2, tuning)
+    readout = readout_config(k, value, tuning)
+    v_blocks = triton.cdiv(value, chain["BV"])
+    energy = log_decay.new_empty(len(v), heads, v_blocks) if want_energy else None
+    chain_kernel[(spans.sequences * heads * v_blocks,)](
+        k,
+        v,
+        written,
+        solve,
+        factors,
+        initial_mean,
+        innovation,
+        means,
+        final_mean,
+        energy,
+        spans.seq_start,
+        spans.chunk_first,
+        BK=block(key),
+        **sizes,
+        **chain,
+    )
+    readout_kernel[(spans.chunks * heads * triton.cdiv(value, readout["BV"]),)](
+        q,
+        scores,
+        factors,
+        innovation,
+        means,
+        o,
+        spans.seq_start,
+        spans.chunk_seq,
+        spans.chunk_first,
+        **sizes,
+        **readout,
+    )
+    total = None if energy is None else energy.sum(-1)
+    return o, total, final_mean, (solve, scores, factors, innovation, means)
