@@ -14,7 +14,7 @@ from bayesmem.ops.triton.spans import Spans
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-POINTERS, SIZES = 12, ("H", "G", "K", "steps_a_chunk")
+POINTERS, SIZES = 12, ("H", "G", "steps_a_chunk")
 
 
 class Arguments(ctypes.Structure):
@@ -58,7 +58,7 @@ def emulated_forward(
     )
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans.seq_start, spans.chunk_first)
     tensors = [x.contiguous() for x in (*given, *outputs)]
-    sizes = (heads, groups, key_dim, spans.chunk_size // 16)
+    sizes = (heads, groups, spans.chunk_size // 16)
     arguments = Arguments(*(x.data_ptr() for x in tensors), *sizes)
     library = compiled(folder, key_dim, k.dtype)
     expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype)["KDIM"])

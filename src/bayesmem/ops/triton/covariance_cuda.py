@@ -18,6 +18,7 @@ LEAST_CAPABILITY = (8, 0)  # TF32 tensor cores
 def settings(key_dim: int, dtype: torch.dtype) -> dict[str, int]:
     """What the source is compiled with."""
     return {
+        "K": key_dim,
         "KDIM": -(-key_dim // 16) * 16,
         "SPLIT_KEYS": int(dtype == torch.float32),
         "KEY_KIND": KEY_KINDS[dtype],
@@ -26,8 +27,8 @@ def settings(key_dim: int, dtype: torch.dtype) -> dict[str, int]:
 
 def shared_bytes(padded: int) -> int:
     """Size of ``struct Shared`` for keys padded to a multiple of 16."""
-    keys, write, partial = 4 * 16 * (padded + 8), padded * 24, 3 * (padded // 16) * 320
-    return 4 * (keys + write + partial + 2 * 320 + 2 * 16 * 24 + 3 * 16 + 4)
+    keys, write, partial = 4 * 16 * (padded + 8), 2 * padded * 24, 3 * (padded // 16) * 320
+    return 4 * (keys + write + partial + 3 * 320 + 2 * 16 * 24 + 3 * 16 + 4)
 
 
 @lru_cache
@@ -93,7 +94,6 @@ def cuda_forward(
                 final_cov,
                 heads,
                 groups,
-                key_dim,
                 spans.chunk_size // 16,
             ],
             shared_mem=shared_bytes(padded),

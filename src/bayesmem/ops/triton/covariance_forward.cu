@@ -20,7 +20,7 @@
 // Fragments of mma.m16n8k8, lane = 4 g + t: an accumulator holds (row g and g + 8, columns 2t and 2t + 1). Slot t of the
 // contraction stands for column 2t and slot t + 4 for 2t + 1, so that an accumulator is an A operand as it is.
 //
-// Compiled with: KDIM (keys padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).
+// Compiled with: K, KDIM (K padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).
 
 #define MATRIX_WARPS (KDIM / 16)
 #define TILES (KDIM / 8)       // tiles of 8 columns in a row of P
@@ -33,12 +33,13 @@
 
 struct Shared {
   float key[BUFFERS][16 * KEY_ROW];
-  float write[KDIM * WIDE_ROW];        // W^T: a row for every key channel
+  float write[KDIM * WIDE_ROW];        // W^T, its large halves: a row for every key channel
+  float rest[KDIM * WIDE_ROW];         // its small halves
   float cross[MATRIX_WARPS][TILE];     // partial sums over the channels of one warp
   float quad[MATRIX_WARPS][TILE];
   float gram[MATRIX_WARPS][TILE];
   float total[TILE];                   // X, summed
-  float base[TILE];                    // all of G but X^T X
+  float base[2 * TILE];                // all of G but X^T X; below it the identity
   float whiten[16 * WIDE_ROW];         // U_sj / D_s
   float fresh[16 * WIDE_ROW];          // (R_s/R_j) c_j
   float since[16], left_over[16], factor[16];  // R_s, R_C/R_s, (R_C/R_s) sqrt(D_s)
@@ -75,6 +76,13 @@ DEVICE void product(float *c, const Left &a, float b0, float b1) {
   mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, s0.hi, s1.hi);
 }
 
+DEVICE void product_split(float *c, const Left &a, const float *hi, const float *lo) {  // b stands split
+  const unsigned h0 = as_bits(hi[0]), h1 = as_bits(hi[1]);
+  mma(c, a.v[0].lo, a.v[1].lo, a.v[2].lo, a.v[3].lo, h0, h1);
+  mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, as_bits(lo[0]), as_bits(lo[1]));
+  mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, h0, h1);
+}
+
 DEVICE void product_key(float *c, const Left &a, float b0, float b1) {
   if (SPLIT_KEYS) product(c, a, b0, b1);
   else product_exact(c, a, b0, b1);
@@ -87,7 +95,7 @@ DEVICE void key_product(float *c, float a0, float a1, float a2, float a3, float 
 }
 
 // Eight channels of one key, as float32; zero beyond the end of the sequence or of the key.
-DEVICE void load_keys(float *x, const KEY *row, int column, int K, bool inside) {
+DEVICE void load_keys(float *x, const KEY *row, int column, bool inside) {
 #pragma unroll
   for (int i = 0; i < 8; ++i) x[i] = 0.f;
   if (!inside || column >= K) return;
@@ -103,6 +111,24 @@ DEVICE void load_keys(float *x, const KEY *row, int column, int K, bool inside) 
 #pragma unroll
     for (int i = 0; i < 8; ++i)
       if (column + i < K) x[i] = to_float(row[column + i]);
+  }
+}
+
+// P out to memory: rows `row` and `row + 8`, columns `column + 8 j` and the next.
+DEVICE void store_rows(float *to, const float p[TILES][4], int row, int column) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (row + 8 * half >= K) return;
+    float *at = to + (row + 8 * half) * K + column;
+#pragma unroll
+    for (int j = 0; j < TILES; ++j) {
+      if (K % 2 == 0) {
+        if (8 * j + column < K) store2(at + 8 * j, p[j][2 * half], p[j][2 * half + 1]);
+      } else {
+        if (8 * j + column < K) at[8 * j] = p[j][2 * half];
+        if (8 * j + column + 1 < K) at[8 * j + 1] = p[j][2 * half + 1];
+      }
+    }
   }
 }
 
@@ -141,7 +167,7 @@ DEVICE void score(Shared &s, const float *keys, const float pk[2][4], int warp, 
 }
 
 DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *gain, float *checkpoint, float *final,
-                        int length, int first_chunk, int blocks_a_chunk, int bh, int head, int H, int G, int K) {
+                        int length, int first_chunk, int blocks_a_chunk, int bh, int head, int H, int G) {
   const int warp = THREAD >> 5, lane = THREAD & 31, g = lane >> 2, t = lane & 3, own = 16 * warp;
   const int steps = (length + 15) / 16;
   const int key_token = THREAD / (KDIM / 8), key_column = (THREAD % (KDIM / 8)) * 8;
@@ -160,21 +186,21 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
   for (int n = 0; n < 2; ++n) {
     float x[8];
     const int token = 16 * n + key_token;
-    load_keys(x, keys + (long long)token * G * K, key_column, K, token < length);
+    load_keys(x, keys + (long long)token * G * K, key_column, token < length);
 #pragma unroll
     for (int i = 0; i < 8; ++i) s.key[n][key_token * KEY_ROW + key_column + i] = x[i];
   }
 #pragma unroll
   for (int i = lane; i < TILE; i += 32) s.cross[warp][i] = 0.f;
 #pragma unroll
-  for (int i = lane; i < 16 * WIDE_ROW; i += 32) s.write[own * WIDE_ROW + i] = 0.f;
+  for (int i = lane; i < 16 * WIDE_ROW; i += 32) s.write[own * WIDE_ROW + i] = s.rest[own * WIDE_ROW + i] = 0.f;
   sync_matrix();
 
-  float y[2][4], ahead[2][4], w[2][4];  // [own channels, tokens]: P k of this step and of the next, W^T
+  float gains[2][4], y[2][4], ahead[2][4], w[2][4];  // the gains of this step; [own channels, tokens]: P k of this step and of the next, W^T
 #pragma unroll
   for (int n = 0; n < 2; ++n)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) y[n][i] = w[n][i] = ahead[n][i] = 0.f;
+    for (int i = 0; i < 4; ++i) gains[n][i] = y[n][i] = w[n][i] = ahead[n][i] = 0.f;
 
   // Step -1 writes nothing: it only prepares step 0.
   for (int n = -1; n < steps; ++n) {
@@ -182,70 +208,85 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     const float *later = s.key[(n + 2) % BUFFERS];
     float coming[8];
     const int token = 16 * (n + 3) + key_token;
-    load_keys(coming, keys + (long long)token * G * K, key_column, K, token < length);
+    load_keys(coming, keys + (long long)token * G * K, key_column, token < length);
     float keep = 1.f, add = 0.f;
 
     if (n >= 0) {
       sync_all(0);  // the factors of this step are there
       keep = s.step[0], add = s.step[1];
+      float part[2][2][4];  // W^T from P k and from k: short chains of accumulation
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) w[m][i] = 0.f;
+        for (int i = 0; i < 4; ++i) w[m][i] = part[0][m][i] = part[1][m][i] = 0.f;
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const Left a = left(y[c][0], y[c][1], y[c][2], y[c][3]);
         const float *low = now + (8 * c + 2 * t) * KEY_ROW + own + g;
+        const float from0 = s.since[8 * c + 2 * t], from1 = s.since[8 * c + 2 * t + 1];
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           const int at = (8 * m + g) * WIDE_ROW + 8 * c + 2 * t;
           const float u0 = s.whiten[at], u1 = s.whiten[at + 1], reached = s.since[8 * m + g];
           const float f0 = u0 * s.fresh[at], f1 = u1 * s.fresh[at + 1];
-          product(w[m], a, u0 * reached * s.since[8 * c + 2 * t], u1 * reached * s.since[8 * c + 2 * t + 1]);
+          product(c ? part[0][m] : w[m], a, u0 * reached * from0, u1 * reached * from1);
           if (SPLIT_KEYS) {
-            product(w[m], left(low[0], low[KEY_ROW], low[8], low[KEY_ROW + 8]), f0, f1);
+            product(part[1][m], left(low[0], low[KEY_ROW], low[8], low[KEY_ROW + 8]), f0, f1);
           } else {
+            const unsigned k0 = as_bits(low[0]), k1 = as_bits(low[8]);
+            const unsigned k2 = as_bits(low[KEY_ROW]), k3 = as_bits(low[KEY_ROW + 8]);
             const Split s0 = split(f0), s1 = split(f1);
-            mma(w[m], as_bits(low[0]), as_bits(low[8]), as_bits(low[KEY_ROW]), as_bits(low[KEY_ROW + 8]), s0.lo, s1.lo);
-            mma(w[m], as_bits(low[0]), as_bits(low[8]), as_bits(low[KEY_ROW]), as_bits(low[KEY_ROW + 8]), s0.hi, s1.hi);
+            mma(part[1][m], k0, k1, k2, k3, s0.lo, s1.lo);
+            mma(part[1][m], k0, k1, k2, k3, s0.hi, s1.hi);
           }
         }
       }
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        const int row = 8 * m + 2 * t, at = 16 * n + row;
+        const int row = 8 * m + 2 * t;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int column = own + g + 8 * (i >> 1);
-          if (at + (i & 1) < length && column < K)
-            gain[(long long)(at + (i & 1)) * H * K + (long long)head * K + column] = w[m][i];
+          const float whole = w[m][i] + (part[0][m][i] + part[1][m][i]);
+          gains[m][i] = whole;
+          w[m][i] = whole * s.factor[row + (i & 1)];
         }
-        const float f0 = s.factor[row], f1 = s.factor[row + 1];
-        w[m][0] *= f0, w[m][1] *= f1, w[m][2] *= f0, w[m][3] *= f1;
-        float *at0 = s.write + (own + g) * WIDE_ROW + row;
-        store2(at0, w[m][0], w[m][1]);
-        store2(at0 + 8 * WIDE_ROW, w[m][2], w[m][3]);
+#pragma unroll
+        for (int i = 0; i < 4; i += 2) {
+          const Split s0 = split(w[m][i]), s1 = split(w[m][i + 1]);
+          const int at = (own + g + 4 * i) * WIDE_ROW + row;
+          store2(s.write + at, as_float(s0.hi), as_float(s1.hi));
+          store2(s.rest + at, as_float(s0.lo), as_float(s1.lo));
+        }
       }
       sync_warp();
-      float x[2][4];
+      float x[2][2][4];
 #pragma unroll
-      for (int m = 0; m < 2; ++m)
+      for (int c = 0; c < 2; ++c)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) x[m][i] = 0.f;
+        for (int m = 0; m < 2; ++m)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) x[c][m][i] = 0.f;
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float *at = s.write + (own + 8 * c + 2 * t) * WIDE_ROW + g;
-        const Left a = left(at[0], at[WIDE_ROW], at[8], at[WIDE_ROW + 8]);
+        const int at = (own + 8 * c + 2 * t) * WIDE_ROW + g;
+        const int place[4] = {at, at + 8, at + WIDE_ROW, at + WIDE_ROW + 8};
+        Left a;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          a.v[i].hi = as_bits(s.write[place[i]]);
+          a.v[i].lo = as_bits(s.rest[place[i]]);
+        }
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           const float *b = next + (8 * m + g) * KEY_ROW + own + 8 * c + 2 * t;
-          product_key(x[m], a, b[0], b[1]);
+          product_key(x[c][m], a, b[0], b[1]);
         }
       }
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        store2(s.cross[warp] + g * TILE_ROW + 8 * m + 2 * t, x[m][0], x[m][1]);
-        store2(s.cross[warp] + (g + 8) * TILE_ROW + 8 * m + 2 * t, x[m][2], x[m][3]);
+        float *at = s.cross[warp] + g * TILE_ROW + 8 * m + 2 * t;
+        store2(at, x[0][m][0] + x[1][m][0], x[0][m][1] + x[1][m][1]);
+        store2(at + 8 * TILE_ROW, x[0][m][2] + x[1][m][2], x[0][m][3] + x[1][m][3]);
       }
     } else {  // before the first step: quad and gram of step 0
 #pragma unroll
@@ -266,6 +307,14 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
 
     // P <- R_C^2 P + c_C I - W^T W
     if (n >= 0) {
+      float *out = gain + (long long)(16 * n + 2 * t) * H * K + (long long)head * K + own + g;
+      const int live = length - 16 * n - 2 * t;
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (8 * m + (i & 1) < live && own + g + 8 * (i >> 1) < K)
+            out[(long long)(8 * m + (i & 1)) * H * K + 8 * (i >> 1)] = gains[m][i];
       Left a[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) a[c] = left(-w[c][0], -w[c][1], -w[c][2], -w[c][3]);
@@ -280,21 +329,14 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
         }
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          const float *b = s.write + (8 * j + g) * WIDE_ROW + 8 * c + 2 * t;
-          product(p[j], a[c], b[0], b[1]);
+          const int at = (8 * j + g) * WIDE_ROW + 8 * c + 2 * t;
+          product_split(p[j], a[c], s.write + at, s.rest + at);
         }
       }
     }
     const int done = n + 1;  // P now stands before this step
     if (done % blocks_a_chunk == 0 && done < steps) {
-      float *at = checkpoint + ((long long)(first_chunk + done / blocks_a_chunk) * H + head) * K * K;
-#pragma unroll
-      for (int j = 0; j < TILES; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int row = own + g + 8 * (i >> 1), column = 8 * j + 2 * t + (i & 1);
-          if (row < K && column < K) at[row * K + column] = p[j][i];
-        }
+      store_rows(checkpoint + ((long long)(first_chunk + done / blocks_a_chunk) * H + head) * K * K, p, own + g, 2 * t);
     }
     sync_total();  // X is summed
     if (n == steps - 1) break;
@@ -346,14 +388,7 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     for (int i = 0; i < 8; ++i) fill[i] = coming[i];
   }
 
-  float *at = final + (long long)bh * K * K;
-#pragma unroll
-  for (int j = 0; j < TILES; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = own + g + 8 * (i >> 1), column = 8 * j + 2 * t + (i & 1);
-      if (row < K && column < K) at[row * K + column] = p[j][i];
-    }
+  store_rows(final + (long long)bh * K * K, p, own + g, 2 * t);
 }
 
 // Eight entries of a sum over the matrix warps: row `lane >> 1`, columns from `8 * (lane & 1)`.
@@ -377,13 +412,16 @@ DEVICE void gate_warp(Shared &s, const float *log_retention, const float *proces
   const int lane = THREAD & 31, c = lane & 15, row = lane >> 1, left_column = 8 * (lane & 1);
   const int steps = (length + 15) / 16;
   float keep = 1.f, add = 0.f;  // R_C^2 and c_C of the step before
+  float coming[3] = {0.f, 0.f, 1.f};
+  if (c < length) coming[0] = log_retention[c * H], coming[1] = process_noise[c * H], coming[2] = obs_noise[c * H];
 
   for (int n = 0; n <= steps; ++n) {  // prepares step n; the matrix warps stand at step n - 1
-    const int at = 16 * n + c;
-    const bool inside = n < steps && at < length;
-    const float kept = inside ? expf(log_retention[(long long)at * H]) : 1.f;
-    const float noise = inside ? process_noise[(long long)at * H] : 0.f;
-    const float given = inside ? obs_noise[(long long)at * H] : 1.f;
+    const float kept = expf(coming[0]), noise = coming[1], given = coming[2];
+    const int later = 16 * (n + 1) + c;
+    const bool inside = later < length;
+    coming[0] = inside ? log_retention[(long long)later * H] : 0.f;
+    coming[1] = inside ? process_noise[(long long)later * H] : 0.f;
+    coming[2] = inside ? obs_noise[(long long)later * H] : 1.f;
     float rho[16], since = 1.f, gathered = 0.f, mine = 1.f, behind = 0.f;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
@@ -441,6 +479,9 @@ DEVICE void gate_warp(Shared &s, const float *log_retention, const float *proces
 DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
   const int lane = THREAD & 31, c = lane & 15, half = lane >> 4;
   const int steps = (length + 15) / 16;
+  if (half)
+    for (int i = 0; i < 16; ++i) s.base[TILE + c * TILE_ROW + i] = i == c ? 1.f : 0.f;
+  sync_warp();
 
   for (int n = 0; n <= steps; ++n) {  // factorises step n
     sync_all(0);
@@ -470,14 +511,14 @@ DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
     // Lanes 0 to 15 hold the columns of G, of which rows i <= c count, lanes 16 to 31 those of the identity.
     sync_base();
     float a[16], since[16];
-    const float mine = s.since[c];
+    const float mine = half ? 0.f : s.since[c];
 #pragma unroll
     for (int i = 0; i < 16; i += 4) {
-      load4(a + i, s.base + c * TILE_ROW + i);
+      load4(a + i, s.base + lane * TILE_ROW + i);
       load4(since + i, s.since + i);
     }
 #pragma unroll
-    for (int i = 0; i < 16; ++i) a[i] = half ? (i == c ? 1.f : 0.f) : a[i] - mine * since[i] * fallen[i];
+    for (int i = 0; i < 16; ++i) a[i] -= mine * since[i] * fallen[i];
     float pivot = 1.f;  // D_c
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
@@ -505,7 +546,7 @@ DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
 GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float *process_noise,
                                           const float *obs_noise, const float *floor, const float *initial,
                                           const int *seq_start, const int *chunk_first, float *gain,
-                                          float *innovation_var, float *checkpoint, float *final, int H, int G, int K,
+                                          float *innovation_var, float *checkpoint, float *final, int H, int G,
                                           int blocks_a_chunk) {
   SHARED_MEMORY(Shared, s);
   const int bh = BLOCK, sequence = bh / H, head = bh % H;
@@ -514,7 +555,7 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
   const long long gates = start * H + head;
   if (THREAD < 32 * MATRIX_WARPS)
     matrix_warp(s, k + start * G * K, initial, gain + start * H * K, checkpoint, final, length, chunk_first[sequence],
-                blocks_a_chunk, bh, head, H, G, K);
+                blocks_a_chunk, bh, head, H, G);
   else if (THREAD < 32 * MATRIX_WARPS + 32)
     gate_warp(s, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head], length, H);
   else
