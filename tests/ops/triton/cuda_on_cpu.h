@@ -9,15 +9,17 @@
 
 #define DEVICE static inline
 #define GLOBAL static void
-#define THREAD current
-#define BLOCK current_block
-#define SHARED_MEMORY(type, name) type &name = *(type *)shared_bytes
-#define THREADS (2 * KDIM + 64)
+#define THREAD (current % THREADS)
+#define RANK (current / THREADS)
+#define BLOCK (current_block * CLUSTER + RANK)
+#define SHARED_MEMORY(type, name) type &name = *(type *)shared_bytes[RANK]
+#define THREADS (2 * KDIM / CLUSTER + 64)
+#define FIBERS (THREADS * CLUSTER)
 
 static int current, current_block;
-static char shared_bytes[1 << 20];
-static ucontext_t scheduler, fiber[THREADS];
-static bool finished[THREADS];
+alignas(16) static char shared_bytes[CLUSTER][1 << 20];
+static ucontext_t scheduler, fiber[FIBERS];
+static bool finished[FIBERS];
 
 struct Barrier {
   int arrived = 0, phase = 0;
@@ -33,9 +35,9 @@ struct Barrier {
   }
 };
 
-static Barrier barrier[5], lanes[THREADS / 32];
-static float slot[THREADS / 32][2][32];
-static unsigned operand[THREADS / 32][2][32][6];
+static Barrier everyone, total[CLUSTER], base[CLUSTER], lanes[FIBERS / 32];
+static float slot[FIBERS / 32][2][32];
+static unsigned operand[FIBERS / 32][2][32][6];
 
 struct uint4 { unsigned x, y, z, w; };
 #if KEY_KIND == 2
@@ -55,12 +57,12 @@ DEVICE float exchange(float x, int lane) {
 }
 DEVICE float shuffle(float x, int lane) { return exchange(x, lane); }
 DEVICE float shuffle_xor(float x, int mask) { return exchange(x, (current % 32) ^ mask); }
-DEVICE void sync_all(int which) { barrier[which].wait(THREADS); }
-DEVICE void sync_matrix() { barrier[2].wait(2 * KDIM); }
-DEVICE void sync_total() { barrier[3].wait(2 * KDIM + 32); }
-DEVICE void arrive_total() { barrier[3].arrive(2 * KDIM + 32); }
-DEVICE void arrive_base() { barrier[4].arrive(64); }
-DEVICE void sync_base() { barrier[4].wait(64); }
+DEVICE void sync_all(int) { everyone.wait(FIBERS); }
+DEVICE void sync_total() { total[RANK].wait(THREADS - 32); }
+DEVICE void arrive_total() { total[RANK].arrive(THREADS - 32); }
+DEVICE void arrive_base() { base[RANK].arrive(64); }
+DEVICE void sync_base() { base[RANK].wait(64); }
+DEVICE float *peer(float *at, int rank) { return (float *)(shared_bytes[rank] + ((char *)at - shared_bytes[RANK])); }
 DEVICE void load4(float *x, const float *at) { std::memcpy(x, at, 16); }
 DEVICE void store4(float *at, const float *x) { std::memcpy(at, x, 16); }
 DEVICE void store2(float *at, float x, float y) { at[0] = x, at[1] = y; }

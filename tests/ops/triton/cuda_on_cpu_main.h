@@ -18,10 +18,10 @@ static void thread_main() {
 
 extern "C" void launch(const Arguments *arguments, int blocks) {
   given = arguments;
-  std::vector<char> stacks(THREADS * (1 << 16));
+  std::vector<char> stacks(FIBERS * (1 << 16));
   for (current_block = 0; current_block < blocks; ++current_block) {
     std::memset(shared_bytes, 0xff, sizeof shared_bytes);  // NaN: what nothing wrote must not be read
-    for (int i = 0; i < THREADS; ++i) {
+    for (int i = 0; i < FIBERS; ++i) {
       getcontext(&fiber[i]);
       fiber[i].uc_stack.ss_sp = stacks.data() + i * (1 << 16);
       fiber[i].uc_stack.ss_size = 1 << 16;
@@ -31,7 +31,7 @@ extern "C" void launch(const Arguments *arguments, int blocks) {
     }
     for (bool running = true; running;) {
       running = false;
-      for (current = 0; current < THREADS; ++current)
+      for (current = 0; current < FIBERS; ++current)
         if (!finished[current]) {
           running = true;
           swapcontext(&scheduler, &fiber[current]);

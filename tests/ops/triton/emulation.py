@@ -24,10 +24,10 @@ class Arguments(ctypes.Structure):
 
 
 @lru_cache
-def compiled(folder: Path, key_dim: int, dtype: torch.dtype) -> ctypes.CDLL:
+def compiled(folder: Path, key_dim: int, dtype: torch.dtype, cluster: int) -> ctypes.CDLL:
     """The kernel with its launch as a library in ``folder``."""
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    settings = covariance_cuda.settings(key_dim, dtype)
+    settings = covariance_cuda.settings(key_dim, dtype, cluster)
     parts = (HERE / "cuda_on_cpu.h", covariance_cuda.HERE / "covariance_forward.cu", HERE / "cuda_on_cpu_main.h")
     source = "\n".join(part.read_text() for part in parts)
     library = folder / ("_".join(map(str, settings.values())) + ".so")
@@ -46,6 +46,7 @@ def emulated_forward(
     floor: Tensor,
     initial_cov: Tensor,
     spans: Spans,
+    cluster: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``covariance_forward``; outputs start as NaN, so that what is not written shows."""
     (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
@@ -60,8 +61,8 @@ def emulated_forward(
     tensors = [x.contiguous() for x in (*given, *outputs)]
     sizes = (heads, groups, spans.chunk_size // 16)
     arguments = Arguments(*(x.data_ptr() for x in tensors), *sizes)
-    library = compiled(folder, key_dim, k.dtype)
-    expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype)["KDIM"])
+    library = compiled(folder, key_dim, k.dtype, cluster)
+    expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster)["KDIM"])
     assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
     library.launch(ctypes.byref(arguments), spans.sequences * heads)
     return outputs

@@ -11,36 +11,56 @@ from bayesmem.ops.triton.spans import Spans
 
 HERE = Path(__file__).parent
 KEY_KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
-MAX_KEY_DIM = 128  # the covariance fits the registers of one multiprocessor
 LEAST_CAPABILITY = (8, 0)  # TF32 tensor cores
+CLUSTER_CAPABILITY = (9, 0)  # blocks that share their memory
+WHOLE_KEY_DIM, MAX_KEY_DIM = 128, 256  # what the registers of one multiprocessor hold, and of a cluster of four
 
 
-def settings(key_dim: int, dtype: torch.dtype) -> dict[str, int]:
-    """What the source is compiled with."""
+def settings(key_dim: int, dtype: torch.dtype, cluster: int) -> dict[str, int]:
+    """What the source is compiled with; every block of a cluster has whole warps of 16 channels."""
+    whole = 16 * cluster
     return {
+        "CLUSTER": cluster,
         "K": key_dim,
-        "KDIM": -(-key_dim // 16) * 16,
+        "KDIM": -(-key_dim // whole) * whole,
         "SPLIT_KEYS": int(dtype == torch.float32),
         "KEY_KIND": KEY_KINDS[dtype],
     }
 
 
+def cluster_size(key_dim: int, chains: int, capability: tuple[int, int], processors: int) -> int:
+    """Blocks that share one covariance: as many as few chains leave idle, and four for a wide one.
+
+    Args:
+        key_dim: K.
+        chains: sequences times heads.
+        capability: of the device.
+        processors: its multiprocessors.
+    """
+    if key_dim > WHOLE_KEY_DIM:
+        return 4
+    if capability < CLUSTER_CAPABILITY or key_dim <= 32:
+        return 1
+    return 4 if 4 * chains <= processors and key_dim > 64 else 2 if 2 * chains <= processors else 1
+
+
 def shared_bytes(padded: int) -> int:
-    """Size of ``struct Shared`` for keys padded to a multiple of 16."""
+    """Size of ``struct Shared`` for keys padded to KDIM."""
     keys, write, partial = 4 * 16 * (padded + 8), 2 * padded * 24, 3 * (padded // 16) * 320
     return 4 * (keys + write + partial + 3 * 320 + 2 * 16 * 24 + 3 * 16 + 4)
 
 
 @lru_cache
-def _kernel(key_dim: int, dtype: torch.dtype, device: int):  # type: ignore[no-untyped-def]
+def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int):  # type: ignore[no-untyped-def]
     """The compiled kernel, or ``None`` where it could not be compiled (said once)."""
-    defines = "".join(f"#define {name} {value}\n" for name, value in settings(key_dim, dtype).items())
+    chosen = settings(key_dim, dtype, cluster)
+    defines = "".join(f"#define {name} {value}\n" for name, value in chosen.items())
     source = defines + (HERE / "covariance_prelude.cu").read_text() + (HERE / "covariance_forward.cu").read_text()
     try:
         with torch.cuda.device(device):
             capability = "".join(map(str, torch.cuda.get_device_capability(device)))
             kernel = torch.cuda._compile_kernel(source, "covariance_forward", compute_capability=capability)
-            kernel.set_shared_memory_config(shared_bytes(settings(key_dim, dtype)["KDIM"]))
+            kernel.set_shared_memory_config(shared_bytes(chosen["KDIM"]))
     except (RuntimeError, OSError, AttributeError) as reason:
         warnings.warn(
             f"bayesmem: the CUDA covariance kernel did not compile ({reason}); the slower Triton one is used.",
@@ -50,16 +70,30 @@ def _kernel(key_dim: int, dtype: torch.dtype, device: int):  # type: ignore[no-u
     return kernel
 
 
-def has_cuda_forward(k: Tensor) -> bool:
-    """Whether the CUDA kernel can take these keys."""
-    if k.device.type != "cuda" or torch.version.cuda is None or k.shape[-1] > MAX_KEY_DIM or k.dtype not in KEY_KINDS:
-        return False
-    if torch.cuda.get_device_capability(k.device) < LEAST_CAPABILITY:
-        return False
-    return _kernel(k.shape[-1], k.dtype, k.device.index) is not None
+@lru_cache
+def _device(index: int) -> tuple[tuple[int, int], int, int]:
+    """Capability, multiprocessors and the most shared memory a block may have."""
+    found = torch.cuda.get_device_properties(index)
+    return (found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin
+
+
+def chosen_cluster(k: Tensor, chains: int) -> int | None:
+    """Blocks a covariance for these keys, or ``None`` where only the Triton kernel can take them."""
+    if k.device.type != "cuda" or torch.version.cuda is None or k.dtype not in KEY_KINDS:
+        return None
+    capability, processors, shared = _device(k.device.index)
+    key_dim = k.shape[-1]
+    most = MAX_KEY_DIM if capability >= CLUSTER_CAPABILITY else WHOLE_KEY_DIM
+    if capability < LEAST_CAPABILITY or key_dim > most:
+        return None
+    cluster = cluster_size(key_dim, chains, capability, processors)
+    if shared_bytes(settings(key_dim, k.dtype, cluster)["KDIM"]) > shared:
+        return None
+    return None if _kernel(key_dim, k.dtype, cluster, k.device.index) is None else cluster
 
 
 def cuda_forward(
+    cluster: int,
     k: Tensor,
     log_retention: Tensor,
     process_noise: Tensor,
@@ -72,29 +106,16 @@ def cuda_forward(
     checkpoints: Tensor,
     final_cov: Tensor,
 ) -> None:
-    """Launch the kernel: one block of threads a (sequence, head); the last four tensors are filled."""
+    """Launch the kernel, ``cluster`` blocks a (sequence, head); the last four tensors are filled."""
     (_, groups, key_dim), heads = k.shape, log_retention.shape[1]
-    padded = settings(key_dim, k.dtype)["KDIM"]
+    padded = settings(key_dim, k.dtype, cluster)["KDIM"]
+    start = initial_cov.contiguous()
+    tensors = [k, log_retention, process_noise, obs_noise, floor, start, spans.seq_start, spans.chunk_first]
+    outputs = [gain, innovation_var, checkpoints, final_cov]
     with torch.cuda.device(k.device):
-        _kernel(key_dim, k.dtype, k.device.index)(
-            grid=(spans.sequences * heads, 1, 1),
-            block=(2 * padded + 64, 1, 1),
-            args=[
-                k,
-                log_retention,
-                process_noise,
-                obs_noise,
-                floor,
-                initial_cov.contiguous(),
-                spans.seq_start,
-                spans.chunk_first,
-                gain,
-                innovation_var,
-                checkpoints,
-                final_cov,
-                heads,
-                groups,
-                spans.chunk_size // 16,
-            ],
+        _kernel(key_dim, k.dtype, cluster, k.device.index)(
+            grid=(spans.sequences * heads * cluster, 1, 1),
+            block=(2 * padded // cluster + 64, 1, 1),
+            args=[*tensors, *outputs, heads, groups, spans.chunk_size // 16],
             shared_mem=shared_bytes(padded),
         )

@@ -20,9 +20,13 @@
 // Fragments of mma.m16n8k8, lane = 4 g + t: an accumulator holds (row g and g + 8, columns 2t and 2t + 1). Slot t of the
 // contraction stands for column 2t and slot t + 4 for 2t + 1, so that an accumulator is an A operand as it is.
 //
-// Compiled with: K, KDIM (K padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).
+// A covariance may be shared by CLUSTER blocks on as many multiprocessors (Hopper's thread block clusters), each with its
+// share of the matrix warps; what all need (keys, W, partial sums) is written into the shared memory of every one.
+//
+// Compiled with: CLUSTER, K, KDIM (K padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).
 
 #define MATRIX_WARPS (KDIM / 16)
+#define OWN_WARPS (MATRIX_WARPS / CLUSTER)
 #define TILES (KDIM / 8)       // tiles of 8 columns in a row of P
 #define KEY_ROW (KDIM + 8)     // padded rows: no two lanes of a fragment meet in one bank
 #define WIDE_ROW 24
@@ -94,6 +98,12 @@ DEVICE void key_product(float *c, float a0, float a1, float a2, float a3, float 
   else mma(c, as_bits(a0), as_bits(a1), as_bits(a2), as_bits(a3), as_bits(b0), as_bits(b1));
 }
 
+// The same two numbers into the shared memory of every block of the cluster.
+DEVICE void share2(float *at, float x, float y) {
+#pragma unroll
+  for (int rank = 0; rank < CLUSTER; ++rank) store2(peer(at, rank), x, y);
+}
+
 // Eight channels of one key, as float32; zero beyond the end of the sequence or of the key.
 DEVICE void load_keys(float *x, const KEY *row, int column, bool inside) {
 #pragma unroll
@@ -159,18 +169,19 @@ DEVICE void score(Shared &s, const float *keys, const float pk[2][4], int warp, 
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
     const int at = g * TILE_ROW + 8 * m + 2 * t, below = at + 8 * TILE_ROW;
-    store2(s.quad[warp] + at, quad[m][0], quad[m][1]);
-    store2(s.quad[warp] + below, quad[m][2], quad[m][3]);
-    store2(s.gram[warp] + at, gram[m][0], gram[m][1]);
-    store2(s.gram[warp] + below, gram[m][2], gram[m][3]);
+    share2(s.quad[warp] + at, quad[m][0], quad[m][1]);
+    share2(s.quad[warp] + below, quad[m][2], quad[m][3]);
+    share2(s.gram[warp] + at, gram[m][0], gram[m][1]);
+    share2(s.gram[warp] + below, gram[m][2], gram[m][3]);
   }
 }
 
 DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *gain, float *checkpoint, float *final,
                         int length, int first_chunk, int blocks_a_chunk, int bh, int head, int H, int G) {
-  const int warp = THREAD >> 5, lane = THREAD & 31, g = lane >> 2, t = lane & 3, own = 16 * warp;
+  const int warp = RANK * OWN_WARPS + (THREAD >> 5), lane = THREAD & 31, g = lane >> 2, t = lane & 3, own = 16 * warp;
+  const int loader = 32 * warp + lane;
   const int steps = (length + 15) / 16;
-  const int key_token = THREAD / (KDIM / 8), key_column = (THREAD % (KDIM / 8)) * 8;
+  const int key_token = loader / (KDIM / 8), key_column = (loader % (KDIM / 8)) * 8;
   const KEY *keys = k + (long long)(head / (H / G)) * K;
 
   float p[TILES][4];  // rows own + g and own + g + 8 of P
@@ -188,13 +199,9 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     const int token = 16 * n + key_token;
     load_keys(x, keys + (long long)token * G * K, key_column, token < length);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) s.key[n][key_token * KEY_ROW + key_column + i] = x[i];
+    for (int i = 0; i < 8; i += 2) share2(s.key[n] + key_token * KEY_ROW + key_column + i, x[i], x[i + 1]);
   }
-#pragma unroll
-  for (int i = lane; i < TILE; i += 32) s.cross[warp][i] = 0.f;
-#pragma unroll
-  for (int i = lane; i < 16 * WIDE_ROW; i += 32) s.write[own * WIDE_ROW + i] = s.rest[own * WIDE_ROW + i] = 0.f;
-  sync_matrix();
+  sync_all(0);  // all keys are there
 
   float gains[2][4], y[2][4], ahead[2][4], w[2][4];  // the gains of this step; [own channels, tokens]: P k of this step and of the next, W^T
 #pragma unroll
@@ -254,8 +261,8 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
         for (int i = 0; i < 4; i += 2) {
           const Split s0 = split(w[m][i]), s1 = split(w[m][i + 1]);
           const int at = (own + g + 4 * i) * WIDE_ROW + row;
-          store2(s.write + at, as_float(s0.hi), as_float(s1.hi));
-          store2(s.rest + at, as_float(s0.lo), as_float(s1.lo));
+          share2(s.write + at, as_float(s0.hi), as_float(s1.hi));
+          share2(s.rest + at, as_float(s0.lo), as_float(s1.lo));
         }
       }
       sync_warp();
@@ -285,8 +292,8 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         float *at = s.cross[warp] + g * TILE_ROW + 8 * m + 2 * t;
-        store2(at, x[0][m][0] + x[1][m][0], x[0][m][1] + x[1][m][1]);
-        store2(at + 8 * TILE_ROW, x[0][m][2] + x[1][m][2], x[0][m][3] + x[1][m][3]);
+        share2(at, x[0][m][0] + x[1][m][0], x[0][m][1] + x[1][m][1]);
+        share2(at + 8 * TILE_ROW, x[0][m][2] + x[1][m][2], x[0][m][3] + x[1][m][3]);
       }
     } else {  // before the first step: quad and gram of step 0
 #pragma unroll
@@ -300,7 +307,7 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
       }
       score(s, next, ahead, warp, g, t, own);
 #pragma unroll
-      for (int i = lane; i < TILE; i += 32) s.cross[warp][i] = 0.f;
+      for (int i = 2 * lane; i < TILE; i += 64) share2(s.cross[warp] + i, 0.f, 0.f);
       sync_all(0);
     }
     sync_all(1);  // all of W is there, and the factor warp may form the next G
@@ -385,7 +392,7 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     score(s, later, ahead, warp, g, t, own);
     float *fill = s.key[(n + 3) % BUFFERS] + key_token * KEY_ROW + key_column;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) fill[i] = coming[i];
+    for (int i = 0; i < 8; i += 2) share2(fill + i, coming[i], coming[i + 1]);
   }
 
   store_rows(final + (long long)bh * K * K, p, own + g, 2 * t);
@@ -415,6 +422,7 @@ DEVICE void gate_warp(Shared &s, const float *log_retention, const float *proces
   float coming[3] = {0.f, 0.f, 1.f};
   if (c < length) coming[0] = log_retention[c * H], coming[1] = process_noise[c * H], coming[2] = obs_noise[c * H];
 
+  sync_all(0);
   for (int n = 0; n <= steps; ++n) {  // prepares step n; the matrix warps stand at step n - 1
     const float kept = expf(coming[0]), noise = coming[1], given = coming[2];
     const int later = 16 * (n + 1) + c;
@@ -481,8 +489,7 @@ DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
   const int steps = (length + 15) / 16;
   if (half)
     for (int i = 0; i < 16; ++i) s.base[TILE + c * TILE_ROW + i] = i == c ? 1.f : 0.f;
-  sync_warp();
-
+  sync_all(0);
   for (int n = 0; n <= steps; ++n) {  // factorises step n
     sync_all(0);
     sync_all(1);
@@ -533,7 +540,7 @@ DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
     if (half == 0) {
       const int token = 16 * n + c;
       s.factor[c] = s.left_over[c] * sqrtf(pivot);
-      if (token < length) innovation_var[(long long)token * H] = pivot;
+      if (token < length && RANK == 0) innovation_var[(long long)token * H] = pivot;
     }
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
@@ -549,14 +556,14 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
                                           float *innovation_var, float *checkpoint, float *final, int H, int G,
                                           int blocks_a_chunk) {
   SHARED_MEMORY(Shared, s);
-  const int bh = BLOCK, sequence = bh / H, head = bh % H;
+  const int bh = BLOCK / CLUSTER, sequence = bh / H, head = bh % H;
   const long long start = seq_start[sequence];
   const int length = seq_start[sequence + 1] - (int)start;
   const long long gates = start * H + head;
-  if (THREAD < 32 * MATRIX_WARPS)
+  if (THREAD < 32 * OWN_WARPS)
     matrix_warp(s, k + start * G * K, initial, gain + start * H * K, checkpoint, final, length, chunk_first[sequence],
                 blocks_a_chunk, bh, head, H, G);
-  else if (THREAD < 32 * MATRIX_WARPS + 32)
+  else if (THREAD < 32 * OWN_WARPS + 32)
     gate_warp(s, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head], length, H);
   else
     factor_warp(s, innovation_var + gates, length, H);

@@ -8,7 +8,7 @@ began, c_t noise gathered since then, L D L^T = G the joint covariance of the in
     P <- R_C^2 P + c_C I - W^T W,      W_s = (R_C / R_s) sqrt(D_s) gain_s
 
 P stays in device memory (``final``, updated in place) and is visited in blocks of columns, so that K may be as large
-as wanted. ``covariance_cuda`` does the same with P in registers, for K up to 128 on NVIDIA GPUs, several times faster.
+as wanted. ``covariance_cuda`` does the same with P in registers, on NVIDIA GPUs, many times faster.
 """
 
 from typing import no_type_check
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayesmem.ops.triton.covariance_cuda import cuda_forward, has_cuda_forward
+from bayesmem.ops.triton.covariance_cuda import chosen_cluster, cuda_forward
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
 from bayesmem.ops.triton.spans import Spans
 
@@ -153,7 +153,7 @@ def covariance_forward(
     floor: Tensor,
     initial_cov: Tensor,
     spans: Spans,
-    cuda: bool = True,
+    cuda: bool | int = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Propagate the dense covariance through all tokens.
 
@@ -165,7 +165,7 @@ def covariance_forward(
         floor: the noise is raised to ``floor |k|^2``, ``[H]``.
         initial_cov: ``[S, H, K, K]`` float32, symmetric.
         spans: sequences and chunks; C a multiple of 16.
-        cuda: whether the CUDA kernel may be used where there is one.
+        cuda: whether the CUDA kernel may be used where there is one; a number is its blocks a covariance.
 
     Returns:
         Gains ``[N, H, K]``, innovation variances ``[N, H]``, the covariance before every chunk
@@ -177,9 +177,10 @@ def covariance_forward(
     checkpoints = k.new_empty(spans.chunks, heads, key_dim, key_dim, dtype=torch.float32)
     gates = (log_retention, process_noise, obs_noise, floor)
     outputs = (gain, innovation_var, checkpoints)
-    if cuda and has_cuda_forward(k):
+    cluster = chosen_cluster(k, spans.sequences * heads) if cuda is True else int(cuda)
+    if cluster:
         final = torch.empty_like(initial_cov)
-        cuda_forward(k, *gates, initial_cov, spans, *outputs, final)
+        cuda_forward(cluster, k, *gates, initial_cov, spans, *outputs, final)
     else:
         final = initial_cov.clone(memory_format=torch.contiguous_format)
         padded = max(triton.next_power_of_2(key_dim), 16)

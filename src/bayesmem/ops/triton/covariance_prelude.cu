@@ -1,10 +1,15 @@
 // What covariance_forward.cu needs of the machine: an NVIDIA GPU from Ampere (sm_80) on.
 
-#define THREADS (2 * KDIM + 64)
+#define THREADS (2 * KDIM / CLUSTER + 64)
 #define DEVICE __device__ __forceinline__
+#if CLUSTER > 1
+#define GLOBAL extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+#else
 #define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, 1)
+#endif
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
+#define RANK (BLOCK % CLUSTER)
 #define SHARED_MEMORY(type, name) extern __shared__ __align__(16) char shared_bytes[]; type &name = *(type *)shared_bytes
 
 #if KEY_KIND == 2
@@ -18,10 +23,21 @@ DEVICE float as_float(unsigned x) { return __uint_as_float(x); }
 DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE void sync_warp() { __syncwarp(); }
+#if CLUSTER > 1
+DEVICE void sync_all(int) {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+DEVICE float *peer(float *at, int rank) {
+  unsigned long long there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"((unsigned long long)at), "r"(rank));
+  return (float *)there;
+}
+#else
 DEVICE void sync_all(int which) { asm volatile("bar.sync %0, %1;" ::"r"(which + 1), "r"(THREADS) : "memory"); }
-DEVICE void sync_matrix() { asm volatile("bar.sync 3, %0;" ::"r"(2 * KDIM) : "memory"); }
-DEVICE void sync_total() { asm volatile("bar.sync 4, %0;" ::"r"(2 * KDIM + 32) : "memory"); }
-DEVICE void arrive_total() { asm volatile("bar.arrive 4, %0;" ::"r"(2 * KDIM + 32) : "memory"); }
+DEVICE float *peer(float *at, int) { return at; }
+#endif
+DEVICE void sync_total() { asm volatile("bar.sync 4, %0;" ::"r"(THREADS - 32) : "memory"); }
+DEVICE void arrive_total() { asm volatile("bar.arrive 4, %0;" ::"r"(THREADS - 32) : "memory"); }
 DEVICE void arrive_base() { asm volatile("bar.arrive 5, 64;" ::: "memory"); }
 DEVICE void sync_base() { asm volatile("bar.sync 5, 64;" ::: "memory"); }
 DEVICE void load4(float *x, const float *at) { const float4 v = *(const float4 *)at; x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }
