@@ -25,8 +25,8 @@ lint: .venv/.ready  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/.ready  ## times the filter on this machine and writes benchmarks/records/
-	$(BIN)/python benchmarks/filter_cpu.py
+bench: .venv/.ready  ## times the ops against their peers on this machine, into runs/bench
+	$(BIN)/bayesmem bench
 
 clean:
 	rm -rf .venv runs

@@ -13,9 +13,12 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from bayesmem.report import page
+from bayesmem.report import bench as bench_report
+from bayesmem.report import bench_plots, page
 from bayesmem.report import results as collision_results
-from bayesmem.report.records import Records, records_in
+from bayesmem.report.bench_data import beside
+from bayesmem.report.plots import Picture
+from bayesmem.report.records import COMMIT, Records, records_in
 from bayesmem.report.verdicts import sweeps, verdicts
 
 app = typer.Typer(
@@ -86,6 +89,48 @@ def run_text(out: Out = Path("runs/text"), seed: Seed = 0, steps: Steps = None, 
     _finish(out, (lambda: _text(out, seed, text, steps),))
 
 
+@app.command("bench")
+def bench(
+    out: Out = Path("runs/bench"),
+    only: Annotated[list[str] | None, typer.Option(help="Only this contender; may be given several times.")] = None,
+    shapes: Annotated[str, typer.Option(help="quick, headline, or grid (T to 64k, B H to 512, K 64 to 256).")] = (
+        "headline"
+    ),
+    what: Annotated[str, typer.Option(help="Of forward, backward (with forward) and decode, with commas between.")] = (
+        "forward,backward,decode"
+    ),
+    limit: Annotated[float, typer.Option(help="Seconds for each contender, compilation and autotuning included.")] = (
+        300.0
+    ),
+    compile_ahead: Annotated[
+        bool, typer.Option("--compile-ahead", help="Compile all contenders first, side by side, on all cores.")
+    ] = False,
+    commit: Annotated[str | None, typer.Option(help="What to record as the commit, where there is no git.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Time the ops against their peers, each in a process of its own; what is recorded already is skipped."""
+    if commit:
+        os.environ[COMMIT] = commit
+    from bayesmem.experiments import bench as benchmark
+
+    whats = tuple(part.strip() for part in what.split(",") if part.strip())
+    config = benchmark.BenchRun(shapes, whats, tuple(only or ()), limit, compile_ahead, seed)
+    stopped = False
+    try:
+        benchmark.run(config, out)
+    except KeyboardInterrupt:
+        stopped = True
+    records = records_in(out)
+    if records.all():
+        _draw(bench_plots.pictures(records), out / "img")
+        text = bench_report.section(records, out / "bench.md", out / "img")
+        (out / "bench.md").write_text(text, encoding="utf-8")
+        console.print(f"tables: {(out / 'bench.md').resolve()}", soft_wrap=True)
+    if stopped:
+        console.print("[bold]interrupted.[/bold] What was finished is kept; the same command goes on from here.")
+        raise typer.Exit(130)
+
+
 @app.command("designs")
 def designs(
     name: Annotated[str | None, typer.Argument(help="A design, to see it in full.")] = None,
@@ -131,10 +176,14 @@ def report(
     if not lone:
         console.print(f"report: {page.write(records, out / 'report.html').resolve()}", soft_wrap=True)
     if pictures:
-        pictures.mkdir(parents=True, exist_ok=True)
-        for name, picture in page.pictures(records).items():
-            (pictures / f"{name}-light.svg").write_text(picture.light, encoding="utf-8")
-            (pictures / f"{name}-dark.svg").write_text(picture.dark, encoding="utf-8")
+        _draw(page.pictures(records) | bench_plots.pictures(beside(records) if lone else records), pictures)
+
+
+def _draw(pictures: dict[str, Picture], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        (folder / f"{name}-light.svg").write_text(picture.light, encoding="utf-8")
+        (folder / f"{name}-dark.svg").write_text(picture.dark, encoding="utf-8")
 
 
 def _prepare() -> None:

@@ -275,7 +275,8 @@ def _mean_backward_op(
 
 
 @_mean_backward_op.register_fake
-def _(do, d_energy, d_final_mean, q, k, v, gain, log_decay, solve, scores, factors, innovation, means, cu_seqlens, batch, chunk):  # type: ignore[no-untyped-def]  # fmt: skip
+def _(do, d_energy, d_final_mean, q, k, v, gain, log_decay, *rest):  # type: ignore[no-untyped-def]
+    cu_seqlens, batch, _ = rest[-3:]
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     d_initial = log_decay.new_empty(sequences, v.shape[1], k.shape[-1], v.shape[-1])
     return (*(torch.empty_like(x) for x in (q, k, v, gain, log_decay)), d_initial)

@@ -14,7 +14,7 @@ from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
 from bayesmem.ops.normalise import LOG_ZERO
 from bayesmem.types import Belief, FilterOutput
 
-MAX_KEY_DIM, MAX_VALUE_DIM = 256, 512
+MAX_KEY_DIM, MAX_VALUE_DIM, SMALL_KEY_DIM = 256, 512, 128
 CHUNKS = (16, 32, 64)
 LARGE_SHARED = 160 * 1024  # bytes of shared memory from which chunks of 64 tokens fit
 PACKED_STRUCTURES = ("full", "reset", "diagonal", "steady_state")
@@ -50,6 +50,8 @@ def unsupported(
         return "its mean decays per head [B, T, H], not per channel"
     if k.shape[-1] > MAX_KEY_DIM or v.shape[-1] > MAX_VALUE_DIM:
         return f"K is at most {MAX_KEY_DIM} and V {MAX_VALUE_DIM} (got {k.shape[-1]} and {v.shape[-1]})"
+    if k.shape[-1] > SMALL_KEY_DIM and chunk_size(q) < CHUNKS[-1] and q.device.type == "cuda":
+        return f"K above {SMALL_KEY_DIM} needs a GPU with {LARGE_SHARED // 1024} KiB of shared memory a block"
     if chunk is not None and chunk not in CHUNKS:
         return f"its chunks have {', '.join(map(str, CHUNKS))} tokens (got {chunk})"
     if a.covariance == "steady_state" and a.steady_var is None:

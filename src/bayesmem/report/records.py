@@ -12,6 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+COMMIT = "BAYESMEM_COMMIT"  # names the commit where there is no git, such as on a machine lent for a measurement
+KERNELS = ("triton", "fla-core")
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -97,13 +100,15 @@ def context() -> dict[str, Any]:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "commit": _commit(),
         "device": _device(),
-        "versions": {name: _version(name) for name in ("bayesmem", "torch", "transformers", "numpy")}
+        "versions": {name: _version(name) for name in ("bayesmem", "torch", "transformers", "numpy", *KERNELS)}
         | {"python": platform.python_version()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
 def _commit() -> str:
+    if given := os.environ.get(COMMIT):
+        return given
     where = Path(__file__).parent
     try:
         run = subprocess.run(

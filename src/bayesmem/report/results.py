@@ -6,6 +6,8 @@ from textwrap import fill
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bayesmem.report import bench
+from bayesmem.report.bench_data import beside
 from bayesmem.report.collision import alt_text
 from bayesmem.report.collision_words import sections
 from bayesmem.report.records import Records
@@ -16,7 +18,7 @@ def markdown(records: Records, path: Path, images: Path) -> str:
     """The text of the page.
 
     Args:
-        records: of ``bayesmem run collision``, all sweeps.
+        records: of ``bayesmem run collision``, all sweeps; a ``bench.jsonl`` beside them adds the benchmark.
         path: where the page will lie, for its links.
         images: folder of the pictures.
 
@@ -41,6 +43,7 @@ def markdown(records: Records, path: Path, images: Path) -> str:
         context=last.context,
         noise=f"{noise:g}",
         beta=f"{1 / (1 + noise):g}",
+        bench=bench.section(beside(records), path, images),
         verdicts=verdicts(found),
         points={kind: sum(len(c["points"]) for c in curves if c["kind"] == kind) for kind in KINDS},
         rules=len({c["rule"] for c in curves}),

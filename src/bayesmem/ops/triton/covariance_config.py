@@ -14,7 +14,9 @@ WHOLE_SHARED = 200 * 1024
 
 def prepare_config(gain: Tensor, tuning: Tuning | None) -> Config:
     """Of ``covariance_prepare``: BK."""
-    return _put("prepare", {"BK": block(gain.shape[-1], 32), "num_warps": 4, "num_stages": 2}, tuning)
+    size = gain.shape[-1]
+    config = {"BK": block(size, 32), "OUT_BLOCK": block(size, 64), "num_warps": 4, "num_stages": 2}
+    return _put("prepare", config, tuning)
 
 
 def chain_config(gain: Tensor, prec: str, tuning: Tuning | None) -> Config:

@@ -28,20 +28,13 @@ def settings(key_dim: int, dtype: torch.dtype, cluster: int) -> dict[str, int]:
     }
 
 
-def cluster_size(key_dim: int, chains: int, capability: tuple[int, int], processors: int) -> int:
-    """Blocks that share one covariance: as many as few chains leave idle, and four for a wide one.
+def cluster_size(key_dim: int) -> int:
+    """Blocks that share one covariance: four where it does not fit one multiprocessor's registers.
 
-    Args:
-        key_dim: K.
-        chains: sequences times heads.
-        capability: of the device.
-        processors: its multiprocessors.
+    Sharing a smaller one among idle multiprocessors was tried and is slower (docs/notes/003-kernels.md): a barrier over a cluster
+    costs more than the products it takes off each block.
     """
-    if key_dim > WHOLE_KEY_DIM:
-        return 4
-    if capability < CLUSTER_CAPABILITY or key_dim <= 32:
-        return 1
-    return 4 if 4 * chains <= processors and key_dim > 64 else 2 if 2 * chains <= processors else 1
+    return 4 if key_dim > WHOLE_KEY_DIM else 1
 
 
 def shared_bytes(padded: int) -> int:
@@ -71,22 +64,22 @@ def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int):  # typ
 
 
 @lru_cache
-def _device(index: int) -> tuple[tuple[int, int], int, int]:
-    """Capability, multiprocessors and the most shared memory a block may have."""
+def _device(index: int) -> tuple[tuple[int, int], int]:
+    """Capability, and the most shared memory a block may have."""
     found = torch.cuda.get_device_properties(index)
-    return (found.major, found.minor), found.multi_processor_count, found.shared_memory_per_block_optin
+    return (found.major, found.minor), found.shared_memory_per_block_optin
 
 
-def chosen_cluster(k: Tensor, chains: int) -> int | None:
+def chosen_cluster(k: Tensor) -> int | None:
     """Blocks a covariance for these keys, or ``None`` where only the Triton kernel can take them."""
     if k.device.type != "cuda" or torch.version.cuda is None or k.dtype not in KEY_KINDS:
         return None
-    capability, processors, shared = _device(k.device.index)
+    capability, shared = _device(k.device.index)
     key_dim = k.shape[-1]
     most = MAX_KEY_DIM if capability >= CLUSTER_CAPABILITY else WHOLE_KEY_DIM
     if capability < LEAST_CAPABILITY or key_dim > most:
         return None
-    cluster = cluster_size(key_dim, chains, capability, processors)
+    cluster = cluster_size(key_dim)
     if shared_bytes(settings(key_dim, k.dtype, cluster)["KDIM"]) > shared:
         return None
     return None if _kernel(key_dim, k.dtype, cluster, k.device.index) is None else cluster

@@ -28,9 +28,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops.triton.covariance_config import prepare_config
+from bayesmem.ops.triton.covariance_products import product, unit_inverse
 from bayesmem.ops.triton.covariance_tiles import load_gate, retention_ratios, store_columns
 from bayesmem.ops.triton.mean_config import Tuning
-from bayesmem.ops.triton.mean_prepare import unit_inverse
 from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile
 from bayesmem.ops.triton.spans import Spans
 
@@ -85,29 +85,27 @@ def prepare_kernel(
     C: tl.constexpr,
     LEVELS: tl.constexpr,
     BK: tl.constexpr,
+    OUT_BLOCK: tl.constexpr,
     PREC: tl.constexpr,
 ):
     """One program a chunk and head."""
     chunk, head = tl.program_id(0), tl.program_id(1)
     at, key_head = chunk.to(tl.int64) * H + head, head // (H // G)
     rows, live = place(chunk, seq_start, chunk_seq, chunk_first, C)
-    ratio, since, after = retention_ratios(log_retention, rows, live, head, H, C)
-    tl.store(to_end + rows * H + head, after, mask=live)
-    i = tl.arange(0, C)
-    below = i[:, None] > i[None, :]
-
     kg = tl.zeros([C, C], tl.float32)
     yg = tl.zeros([C, C], tl.float32)
     qg = tl.zeros([C, C], tl.float32)
     for col in range(0, K, BK):
         g_tile = tl.trans(load_rows(gain, rows, live, head, col, H, K, BK))
-        k_tile = load_rows(k, rows, live, key_head, col, G, K, BK).to(tl.float32)
-        kg = tl.dot(k_tile, g_tile, kg, input_precision=PREC)
-        yg = tl.dot(load_rows(dgain, rows, live, head, col, H, K, BK), g_tile, yg, input_precision=PREC)
+        kg = product(load_rows(k, rows, live, key_head, col, G, K, BK), g_tile, kg, PREC)
+        yg = product(load_rows(dgain, rows, live, head, col, H, K, BK), g_tile, yg, PREC)
         if dvar is not None:
-            q_tile = load_rows(q, rows, live, key_head, col, G, K, BK).to(tl.float32)
-            qg = tl.dot(q_tile, g_tile, qg, input_precision=PREC)
+            qg = product(load_rows(q, rows, live, key_head, col, G, K, BK), g_tile, qg, PREC)
 
+    ratio, since, after = retention_ratios(log_retention, rows, live, head, H, C)
+    tl.store(to_end + rows * H + head, after, mask=live)
+    i = tl.arange(0, C)
+    below = i[:, None] > i[None, :]
     inverse = unit_inverse(tl.where(below, ratio * kg, 0.0), C, LEVELS, PREC)
     tl.store(solve + square_tile(at, C), inverse)
     per_var = 1.0 / load_gate(innovation_var, rows, live, head, H, 1.0)
@@ -117,28 +115,30 @@ def prepare_kernel(
         along += load_gate(dinnovation_var, rows, live, head, H, 0.0)
     ag = tl.where(below, ratio * (yg + along[:, None] * kg), 0.0)
 
-    mixed = tl.where(below, tl.dot(tl.trans(ag), inverse, input_precision=PREC), 0.0)
-    mixed = 0.5 * tl.dot(ag, inverse, mixed, input_precision=PREC)
+    drive = product(ag, inverse, None, PREC)
+    mixed = 0.5 * (drive + tl.where(below, product(tl.trans(ag), inverse, None, PREC), 0.0))
     if dvar is not None:
-        qg *= ratio
-        nu = load_gate(dvar, rows, live, head, H, 0.0)
-        asked = nu[:, None] * tl.dot(qg, inverse, input_precision=PREC)
+        query_drive = product(ratio * qg, inverse, None, PREC)
+        asked = load_gate(dvar, rows, live, head, H, 0.0)[:, None] * query_drive
         tl.store(query + square_tile(at, C), ratio * asked)
-        mixed -= tl.where(below, tl.dot(tl.trans(qg), asked, input_precision=PREC), 0.0)
-    mixed = tl.dot(tl.trans(inverse), mixed, input_precision=PREC) - 0.5 * along[:, None] * inverse
+        mixed -= tl.where(below, product(tl.trans(ratio * qg), asked, None, PREC), 0.0)
+        query_drive *= -since[None, :]
+    mixed = product(tl.trans(inverse), mixed, -0.5 * along[:, None] * inverse, PREC)
     tl.store(direct + square_tile(at, C), tl.where(below, ratio * mixed, 0.0))
 
-    for col in range(0, K, BK):
-        k_tile = since[:, None] * load_rows(k, rows, live, key_head, col, G, K, BK).to(tl.float32)
-        read_tile = tl.dot(inverse, k_tile, input_precision=PREC)
-        store_columns(read, tl.trans(read_tile), at, col, K, C, BK)
-        y_tile = (since * per_var)[:, None] * load_rows(dgain, rows, live, head, col, H, K, BK)
-        alpha_tile = y_tile + along[:, None] * k_tile - tl.dot(ag, read_tile, input_precision=PREC)
-        store_columns(alpha, tl.trans(alpha_tile), at, col, K, C, BK)
+    # From here on transposed: channels are the rows, tokens the columns.
+    inverse = tl.trans(inverse * since[None, :])
+    drive = tl.trans(tl.where(i[:, None] == i[None, :], along[:, None], -drive) * since[None, :])
+    for col in range(0, K, OUT_BLOCK):
+        k_tile = tl.trans(load_rows(k, rows, live, key_head, col, G, K, OUT_BLOCK))
+        store_columns(read, product(k_tile, inverse, None, PREC), at, col, K, C, OUT_BLOCK)
+        alpha_tile = tl.trans(load_rows(dgain, rows, live, head, col, H, K, OUT_BLOCK)) * (since * per_var)[None, :]
+        store_columns(alpha, product(k_tile, drive, alpha_tile, PREC), at, col, K, C, OUT_BLOCK)
         if dvar is not None:
-            q_tile = since[:, None] * load_rows(q, rows, live, key_head, col, G, K, BK).to(tl.float32)
-            heard_tile = q_tile - tl.dot(qg, read_tile, input_precision=PREC)
-            store_columns(heard, tl.trans(heard_tile), at, col, K, C, BK)
+            q_tile = tl.trans(load_rows(q, rows, live, key_head, col, G, K, OUT_BLOCK))
+            heard_tile = q_tile.to(tl.float32) * since[None, :]
+            heard_tile = product(k_tile, tl.trans(query_drive), heard_tile, PREC)
+            store_columns(heard, heard_tile, at, col, K, C, OUT_BLOCK)
 
 
 def prepare(

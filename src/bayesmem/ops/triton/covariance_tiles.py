@@ -43,9 +43,9 @@ def retention_ratios(log_retention, rows, live, head, HEADS: tl.constexpr, C: tl
     coarse, fine = split_cumsum(load_gate(log_retention, rows, live, head, HEADS, 0.0))
     i = tl.arange(0, C)
     ratio = ratio_matrix(coarse, fine, i[:, None] >= i[None, :])
-    # Tokens past the end keep everything, so that the last row is that of the chunk's end.
-    to_end = tl.sum(tl.where((i == C - 1)[:, None], ratio, 0.0), 0)
-    return ratio, tl.exp(coarse + fine), to_end
+    # Tokens past the end keep everything, so that the last sums are those of the chunk's end.
+    left = (tl.sum(tl.where(i == C - 1, coarse, 0.0), 0) - coarse) + (tl.sum(tl.where(i == C - 1, fine, 0.0), 0) - fine)
+    return ratio, tl.exp(coarse + fine), tl.exp(left)
 
 
 @triton.jit
