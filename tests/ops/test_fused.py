@@ -27,10 +27,11 @@ DESIGNS = [
     Design("diagonal", "additive"),
     Design("steady_state", "prior_mixing", given_steady_var=True),
 ]
-# Relative root mean squared errors, of outputs, of gradients of streams and beliefs, and of gates: for 16 bits
-# flash-linear-attention's own table for its delta rule.
+# Relative root mean squared errors, of outputs, of gradients of streams and beliefs, and of gates. For 16 bits it is
+# flash-linear-attention's own table for its delta rule, which it uses for float32 too. Float32 on a GPU multiplies by
+# 3xTF32; what the retention's gradient subtracts leaves it 3e-4 (measured on an H100).
 TOLERANCE = {
-    torch.float32: (5e-6, 1e-5, 2e-5),
+    torch.float32: (5e-6, 2e-5, 5e-4) if GPU else (5e-6, 1e-5, 2e-5),
     torch.float16: (5e-3, 8e-3, 2e-2),
     torch.bfloat16: (5e-3, 8e-3, 2e-2),
 }
@@ -122,8 +123,23 @@ def test_split_anywhere_and_resumed_is_the_whole():
         assert error(rest.final_belief.cov, whole.final_belief.cov.double()) < 2e-6
 
 
+def test_one_token_at_a_time_is_the_whole():
+    """Without gradients one token is one launch, and the belief it came from stays as it was."""
+    case = prepared(DESIGNS[0], torch.float32, batch=2, length=6, key_dim=5)
+    whole, belief = case.run(Backend("triton", CHUNK)), Belief(case.tensors["mean"], case.tensors["cov"])
+    for now in range(6):
+        kept = belief.mean.clone()
+        with torch.no_grad():
+            step = case.between(now, now + 1).after(belief).run(Backend("triton", CHUNK))
+        assert torch.equal(kept, belief.mean)
+        for name in ("o", "predictive_var", "log_evidence"):
+            assert error(getattr(step, name), getattr(whole, name)[:, now : now + 1].double()) < 3e-6, name
+        belief = step.final_belief
+    assert error(belief.cov, whole.final_belief.cov.double()) < 3e-6
+
+
 def test_packed_sequences_do_not_leak():
-    """Neither values, nor a poisoned sequence's NaN, nor gradients cross a border; and shared tables are not mixed up."""
+    """Neither a poisoned sequence's NaN nor gradients cross a border, and tables are not mixed up."""
     case = prepared(DESIGNS[0], torch.float32, length=51, rows=4, key_dim=5)
     for bounds in (PACKED, torch.tensor([0, 17, 20, 40, 51])):
         bounds = bounds.to(DEVICE)
@@ -186,8 +202,11 @@ def test_compiles_without_a_break_and_under_autocast():
         ({"dtype": torch.float64}, "inputs are float64"),
         ({"assumptions": Assumptions(covariance="isotropic")}, "no 'isotropic' covariance"),
         ({"assumptions": Assumptions(process_noise=LogLinearMixing())}, "no LogLinearMixing noise"),
-        ({"assumptions": Assumptions(process_noise=Discount(torch.zeros(1, 9, 1)))}, "no Discount noise"),
-        ({"assumptions": Assumptions(prior_var=torch.ones(1, 4))}, "per head, not per channel"),
+        (
+            {"assumptions": Assumptions(process_noise=Discount(torch.zeros(1, 9, 1, device=DEVICE)))},
+            "no Discount noise",
+        ),
+        ({"assumptions": Assumptions(prior_var=torch.ones(1, 4, device=DEVICE))}, "per head, not per channel"),
         ({"channels": True}, "decays per head"),
         ({"chunk": 48}, "16, 32, 64 tokens .got 48"),
         ({"key_dim": 257}, "K is at most 256"),

@@ -19,7 +19,7 @@ from bayesmem.ops.triton.mean_forward import mean_forward
 from bayesmem.ops.triton.spans import Spans, dense_spans, spans_of
 from bayesmem.ops.triton.variance import variance_forward
 
-__all__ = ["chunk_count", "covariance_op", "decode_step", "diagonal_op", "mean_op"]
+__all__ = ["chunk_count", "covariance_op", "decode_op", "decode_step", "diagonal_op", "mean_op"]
 
 Grad = Tensor | None
 _tables: OrderedDict[tuple[int, int, int, int], tuple[Tensor, Spans]] = OrderedDict()
@@ -141,9 +141,9 @@ def _covariance_backward_op(
         dinnovation_var,
         dvar,
         d_final_cov,
-        _precision(k),
+        "tf32x3" if k.dtype == torch.float32 else "bf16x3",
     )
-    return _grouped(dk, k), k.new_empty(0) if dq is None else _grouped(dq, k), *gates, d_initial_cov
+    return _grouped(dk, k), k.new_empty(0) if dq is None else _grouped(dq, k), *gates, d_initial_cov  # type: ignore[return-value]
 
 
 @_covariance_backward_op.register_fake
@@ -233,7 +233,7 @@ def mean_op(
     o, energy, final_mean, saved = mean_forward(
         q, k, v, gain, log_decay, initial_mean, spans, want_energy, _precision(q)
     )
-    return o, log_decay.new_empty(0) if energy is None else energy, final_mean, *saved
+    return o, log_decay.new_empty(0) if energy is None else energy, final_mean, *saved  # type: ignore[return-value]
 
 
 @mean_op.register_fake
@@ -271,7 +271,7 @@ def _mean_backward_op(
     spans = _spans(k.shape[0], cu_seqlens, batch, chunk, k.device)
     saved = (solve, scores, factors, innovation, means)
     dq, dk, *rest = mean_backward(q, k, v, gain, log_decay, saved, spans, do, d_energy, d_final_mean, _precision(q))
-    return _grouped(dq, q), _grouped(dk, k), *rest
+    return _grouped(dq, q), _grouped(dk, k), *rest  # type: ignore[return-value]
 
 
 @_mean_backward_op.register_fake
@@ -339,7 +339,7 @@ def _diagonal_backward_op(
     dk, *rest = diagonal_backward(
         k, log_retention, process_noise, obs_noise, predicted, initial_cov, spans, d_predicted, d_final_cov
     )
-    return _grouped(dk, k), *rest
+    return _grouped(dk, k), *rest  # type: ignore[return-value]
 
 
 @_diagonal_backward_op.register_fake
@@ -361,3 +361,52 @@ def _diagonal_gradient(ctx, d_predicted, d_final_cov):  # type: ignore[no-untype
 
 
 diagonal_op.register_autograd(_diagonal_gradient, setup_context=_diagonal_context)
+
+
+@torch.library.custom_op("bayesmem::decode_step", mutates_args=("mean", "cov"))
+def decode_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    log_retention: Tensor | None,
+    process_noise: Tensor | None,
+    obs_noise: Tensor,
+    floor: Tensor | None,
+    mean: Tensor,
+    cov: Tensor | None,
+    prior_var: Tensor | None,
+    covariance: str,
+    want_var: bool,
+    want_evidence: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``decode_step`` for ``torch.compile``: one token, the belief updated where it lies; no gradients.
+
+    Returns:
+        o ``[S, H, V]``, predictive variance, innovation variance and energy ``[S, H]``; empty where not asked for.
+    """
+    o, *rest = decode_step(
+        q,
+        k,
+        v,
+        log_decay,
+        log_retention,
+        process_noise,
+        obs_noise,
+        floor,
+        mean,
+        cov,
+        prior_var,
+        covariance,
+        want_var,
+        want_evidence,
+    )
+    var, innovation_var, energy = (obs_noise.new_empty(0) if x is None else x for x in rest)
+    return o, var, innovation_var, energy
+
+
+@decode_op.register_fake
+def _(q, k, v, log_decay, log_retention, process_noise, obs_noise, *rest):  # type: ignore[no-untyped-def]
+    want_var, want_evidence = rest[-2:]
+    asked = (want_var, want_evidence, want_evidence)
+    return torch.empty_like(v), *(torch.empty_like(obs_noise) if x else obs_noise.new_empty(0) for x in asked)

@@ -6,6 +6,7 @@ here by name (or, under ``backend="auto"``, left to the chunk form).
 
 import math
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def chunk_size(q: Tensor) -> int:
     """Tokens a chunk on this device."""
     if q.device.type != "cuda":
         return 16
-    return 64 if torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin >= LARGE_SHARED else 32
+    return 64 if torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin >= LARGE_SHARED else 32  # type: ignore[attr-defined]
 
 
 def filter_fused(
@@ -91,7 +92,7 @@ def filter_fused(
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     size = chunk or chunk_size(q)
     place = (cu_seqlens, batch, size)
-    wide = {"dtype": torch.float32, "device": q.device}
+    wide: dict[str, Any] = {"dtype": torch.float32, "device": q.device}
 
     def row(x: Tensor) -> Tensor:
         return x.reshape(batch * length, *x.shape[2:]).contiguous()
@@ -99,6 +100,8 @@ def filter_fused(
     def gate(x: Tensor) -> Tensor:
         return row(x.to(torch.float32))
 
+    tensors = (q, k, v, obs_noise, log_decay, *_held(a), *(() if belief is None else (belief.mean, belief.cov)))
+    learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     q, k, v, noise = row(q), row(k), row(v), gate(obs_noise)
     decay = torch.zeros(batch * length, heads, **wide) if log_decay is None else gate(log_decay).clamp(min=LOG_ZERO)
     prior = a.prior_var.float() if isinstance(a.prior_var, Tensor) else torch.full((heads,), float(a.prior_var), **wide)
@@ -106,12 +109,22 @@ def filter_fused(
     given = None if belief is None or belief.cov is None else belief.cov.float().contiguous()
     want_var, want_evidence = "predictive_var" in outputs, "log_evidence" in outputs
     var = final_cov = None
+    stepwise = length == 1 and cu_seqlens is None and not learning
 
     if a.covariance == "full":
         retention, added = _scalar_noise(a, decay, prior, gate)
         if given is None:
             given = torch.diag_embed(prior[:, None].expand(heads, key_dim)).expand(sequences, -1, -1, -1).contiguous()
+        elif stepwise:
+            given = given.clone()  # the step is in place, and a belief is the caller's
         floor = a.obs_noise_floor * prior
+    if stepwise and a.covariance == "full":
+        mean = torch.zeros(batch, heads, key_dim, value_dim, **wide) if start is None else start.clone()
+        o, var, innovation_var, energy = fused.decode_op(
+            q, k, v, decay, retention, added, noise, floor, mean, given, None, "full", want_var, want_evidence
+        )
+        return _output(o, var, innovation_var, energy, Belief(mean, given), v.shape[-1], (batch, 1, heads), outputs)
+    if a.covariance == "full":
         gain, innovation_var, final_cov, var, _ = fused.covariance_op(
             k, q if want_var else None, retention, added, noise, floor, given, *place
         )
@@ -143,15 +156,37 @@ def filter_fused(
                 var = ((predicted * queries.square()).sum(-1) - explained).clamp(min=0)
 
     o, energy, final_mean, *_ = fused.mean_op(q, k, v, gain, decay, start, *place, want_evidence)
+    last = Belief(final_mean, final_cov)
+    return _output(o, var, innovation_var, energy, last, value_dim, (batch, length, heads), outputs)
+
+
+def _held(a: Assumptions) -> tuple[Tensor | None, ...]:
+    """The tensors that assumptions carry."""
+    noise = a.process_noise
+    held = (noise.log_retention if isinstance(noise, PriorMixing) else getattr(noise, "variance", None), a.prior_var)
+    return tuple(x if isinstance(x, Tensor) else None for x in (*held, a.steady_var))
+
+
+def _output(
+    o: Tensor,
+    var: Tensor | None,
+    innovation_var: Tensor,
+    energy: Tensor,
+    last: Belief,
+    value_dim: int,
+    gates: tuple[int, int, int],
+    outputs: tuple[str, ...],
+) -> FilterOutput:
+    """What was asked for, back in ``[B, T, H]``."""
     evidence = None
-    if want_evidence:
-        evidence = -0.5 * (value_dim * (2 * math.pi * innovation_var).log() + energy / innovation_var)
-    gates = (batch, length, heads)
+    if "log_evidence" in outputs:
+        spread = (2 * math.pi * innovation_var).log()
+        evidence = (-0.5 * (value_dim * spread + energy / innovation_var)).view(gates)
     return FilterOutput(
         o.view(*gates, value_dim),
-        var.view(gates) if want_var and var is not None else None,
-        None if evidence is None else evidence.view(gates),
-        Belief(final_mean, final_cov) if "final_belief" in outputs else None,
+        var.view(gates) if "predictive_var" in outputs and var is not None else None,
+        evidence,
+        last if "final_belief" in outputs else None,
     )
 
 

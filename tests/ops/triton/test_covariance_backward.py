@@ -1,9 +1,6 @@
 """The backward of the covariance pass, and the predictive variance, against float64 and its autograd."""
 
-import os
 from itertools import pairwise
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # 0: on a GPU
 
 import pytest
 import torch
@@ -14,12 +11,12 @@ from bayesmem.ops.triton.covariance_backward import covariance_backward
 from bayesmem.ops.triton.spans import spans_of
 from bayesmem.ops.triton.variance import variance_forward
 
-DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CHUNK = 16
 NAMES = ("k", "q", "log_retention", "process_noise", "obs_noise", "floor", "initial_cov")
 GRADIENTS = ("gain", "innovation_var", "var", "final_cov")
 # Relative root mean squared errors of the gradients of streams and initial covariance, and of gates.
-TOLERANCE = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (8e-3, 2e-2), torch.float16: (8e-3, 2e-2)}
+TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (8e-3, 2e-2), torch.float16: (8e-3, 2e-2)}
 
 
 def inputs(lengths, groups, heads, key_dim, dtype, kind) -> dict[str, Tensor]:

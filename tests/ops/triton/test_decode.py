@@ -1,9 +1,5 @@
 """The decode kernel against the textbook step, token after token, the belief kept in place."""
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # 0: on a GPU
-
 import pytest
 import torch
 
@@ -12,7 +8,7 @@ from bayesmem.ops.step import AffineNoise
 from bayesmem.ops.triton.decode import decode_step
 from bayesmem.types import Belief
 
-DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SEQUENCES, FLOOR, PRIOR = 2, 1e-4, 1.5
 CLOSE = 2e-6
 ROUNDED = {torch.float32: CLOSE, torch.bfloat16: 2**-7, torch.float16: 2**-11}  # the interpreter cuts bfloat16 off

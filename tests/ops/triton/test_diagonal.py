@@ -1,9 +1,6 @@
 """The diagonal scan against the gain rule in float64, forward and by autograd."""
 
-import os
 from itertools import pairwise
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # 0: on a GPU
 
 import pytest
 import torch
@@ -13,7 +10,7 @@ from bayesmem.ops.step import AffineNoise
 from bayesmem.ops.triton.diagonal import diagonal_backward, diagonal_forward
 from bayesmem.ops.triton.spans import spans_of
 
-DEVICE = torch.device("cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def problem(bounds, groups, heads, key_dim, channels, dtype=torch.float32):

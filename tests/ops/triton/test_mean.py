@@ -3,10 +3,6 @@
 The interpreter's products take no bfloat16, which is therefore for the GPU.
 """
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # 0: on a GPU
-
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +12,7 @@ from bayesmem.ops.triton.mean_backward import mean_backward
 from bayesmem.ops.triton.mean_forward import mean_forward
 from bayesmem.ops.triton.spans import spans_of
 
-GPU = os.environ["TRITON_INTERPRET"] != "1"
+GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 NAMES = ("q", "k", "v", "gain", "log_decay", "initial_mean")
 # Relative root mean squared errors: of outputs, of gradients of streams and means, of those of gains and decays.

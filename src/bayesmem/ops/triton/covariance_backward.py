@@ -21,7 +21,7 @@ from bayesmem.ops.triton.covariance_prepare import prepare
 from bayesmem.ops.triton.covariance_tokens import tokens
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.spans import Spans
-from bayesmem.ops.triton.variance import posterior_times, predicted_times
+from bayesmem.ops.triton.variance import posterior_times
 
 # Products with P_0: what is subtracted from them can be nearly all there is.
 PRODUCT_PRECISION = "tf32x3"
@@ -80,12 +80,7 @@ def covariance_backward(
         dvar = torch.where(var > 0, dvar, 0)  # it was cut there
     gradients = (dgain, dinnovation_var, dvar)
     prepared = prepare(k, q, gain, innovation_var, log_retention, *gradients, spans, prec, tuning)
-    chained, d_initial_cov = chain(
-        gain, prepared, dvar, log_retention, checkpoints, final_cov, d_final_cov, spans, prec, tuning
-    )
+    chained, d_initial_cov = chain(prepared, dvar, log_retention, checkpoints, final_cov, d_final_cov, spans, tuning)
     gates = (log_retention, process_noise, obs_noise, floor)
-    made = tokens(k, q, gain, innovation_var, gates, gradients, var, prepared, chained, spans, prec, tuning)
-    weights = (made.gain_weight, made.key_weight)
-    dk = predicted_times(made.wbar, k, *weights, covariance, spans, PRODUCT_PRECISION, tuning)
-    dfloor = made.floor.sum(0)
-    return dk, dq, made.log_retention, made.process_noise, made.obs_noise, dfloor, d_initial_cov
+    made = tokens(k, q, innovation_var, gates, gradients, var, checkpoints, prepared, chained, spans, prec, tuning)
+    return made.k, dq, made.log_retention, made.process_noise, made.obs_noise, made.floor.sum(0), d_initial_cov

@@ -5,8 +5,8 @@ Legend: as in ``covariance_prepare``; Lambda_C and Lambda_0 belong to the end an
     N = e (G Lambda_C)     S = N (e G)^T = S^T     Z = alpha / 2 - R_C N + S Kbar / 2
     Lambda_0 = R_C^2 Lambda_C + Kbar^T Z + Z^T Kbar + qbar^T nu qbar
 
-N and S are all that the tokens need of Lambda_C, with its trace and <Lambda_C, P_C>. They are kept and Lambda is not:
-it stays in registers where it fits there, otherwise in global memory (``covariance_chain_tiled``). Channels are the
+N and S are all that the tokens need of Lambda_C, with its trace and, now and then, <Lambda_C, P_C>. They are kept and
+Lambda is not: it stays in registers where it fits there, otherwise in global memory (``covariance_chain_tiled``). Channels are the
 rows of all tiles, so that there is a row for every thread, where a chunk has fewer tokens.
 """
 
@@ -21,10 +21,19 @@ from torch import Tensor
 
 from bayesmem.ops.triton.covariance_chain_tiled import tiled_chain_kernel
 from bayesmem.ops.triton.covariance_config import chain_config
-from bayesmem.ops.triton.covariance_prepare import Prepared
-from bayesmem.ops.triton.covariance_tiles import cov_after, load_columns, load_gate, matrix_tile, store_columns
+from bayesmem.ops.triton.covariance_prepare import Pair, Prepared
+from bayesmem.ops.triton.covariance_products import pair_product, product, split
+from bayesmem.ops.triton.covariance_tiles import (
+    cov_after,
+    load_columns,
+    load_gate,
+    load_matrix,
+    load_tokens,
+    store_columns,
+    store_matrix,
+)
 from bayesmem.ops.triton.mean_config import Tuning
-from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile
+from bayesmem.ops.triton.mean_tiles import square_tile
 from bayesmem.ops.triton.spans import Spans
 
 
@@ -33,84 +42,93 @@ class Chained:
     """What the tokens need of Lambda_C.
 
     Attributes:
-        sent: N with tokens last ``[NC, H, K, C]``.
+        sent: N as a pair, with tokens last ``[NC, H, K, C]``.
         met: S ``[NC, H, C, C]``.
-        trace: of Lambda_C ``[NC, H]``.
-        overlap: ``<Lambda_C, P_C>`` ``[NC, H]``.
+        trace: the diagonal of Lambda_C ``[NC, H, K]``.
+        overlap: ``<Lambda_C, P_C>`` ``[NC, H]`` of every chunk so many before its sequence's last as ``renew`` divides.
+        renew: how many chunks share an overlap.
     """
 
-    sent: Float[Tensor, "NC H K C"]
+    sent: Pair
     met: Float[Tensor, "NC H C C"]
-    trace: Float[Tensor, "NC H"]
+    trace: Float[Tensor, "NC H K"]
     overlap: Float[Tensor, "NC H"]
+    renew: int
 
 
 @triton.jit
 @no_type_check
 def chain_kernel(
-    gain,
+    gain_high,
+    gain_low,
     alpha,
-    read,
+    read_high,
+    read_low,
     heard,
     dvar,
     log_retention,
     to_end,
     checkpoints,
     final_cov,
-    sent,
+    sent_high,
+    sent_low,
     met,
     trace,
     overlap,
     d_initial_cov,
     seq_start,
-    chunk_seq,
     chunk_first,
     H: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
     BK: tl.constexpr,
-    PREC: tl.constexpr,
+    RENEW: tl.constexpr,
 ):
-    """One program a sequence and head, BK >= K; Lambda starts and ends in ``d_initial_cov``.
-
-    ``sent`` (N) may be ``alpha`` itself, which is read before.
-    """
+    """One program a sequence and head, BK >= K; Lambda starts and ends in ``d_initial_cov``."""
     sequence, head = tl.program_id(0), tl.program_id(1)
-    first, last = tl.load(chunk_first + sequence), tl.load(chunk_first + sequence + 1) - 1
-    tile, inside = matrix_tile(0, 0, K, BK)
-    own = (sequence.to(tl.int64) * H + head) * (K * K)
+    chunk_begin, last = tl.load(chunk_first + sequence), tl.load(chunk_first + sequence + 1) - 1
+    own = d_initial_cov + (sequence.to(tl.int64) * H + head) * (K * K)
     i = tl.arange(0, BK)
-    lam = tl.load(d_initial_cov + own + tile, mask=inside, other=0.0)
-    for back in range(last - first + 1):
+    begin, end = tl.load(seq_start + sequence).to(tl.int64), tl.load(seq_start + sequence + 1)
+    lam = load_matrix(own, 0, 0, K, BK, BK)
+    for back in range(last - chunk_begin + 1):
         chunk = last - back
         at = chunk.to(tl.int64) * H + head
-        rows, live = place(chunk, seq_start, chunk_seq, chunk_first, C)
-        g = load_rows(gain, rows, live, head, 0, H, K, BK)
-        k_bar = load_columns(read, at, 0, K, C, BK)
-        after = load_gate(to_end, rows, live, head, H, 1.0)
-        kept = tl.exp(tl.sum(load_gate(log_retention, rows, live, head, H, 0.0), 0))
-        cov = cov_after(checkpoints, final_cov, chunk, last, sequence, head, H, K)
-        p = tl.load(cov + tile, mask=inside, other=0.0)
-        n = tl.dot(lam, tl.trans(g), input_precision=PREC) * after[None, :]
-        tl.store(overlap + at, tl.sum(tl.sum(lam * p, 1), 0))
-        tl.store(trace + at, tl.sum(tl.sum(tl.where(i[:, None] == i[None, :], lam, 0.0), 1), 0))
-        a = load_columns(alpha, at, 0, K, C, BK)
-        s = tl.dot(g, n, input_precision=PREC) * after[:, None]
-        z = 0.5 * a - kept * n + 0.5 * tl.dot(k_bar, s, input_precision=PREC)
-        store_columns(sent, n, at, 0, K, C, BK)
+        first = begin + (chunk - chunk_begin) * C
+        live = first + tl.arange(0, C) < end
+        g_high = load_tokens(gain_high, first, live, head, 0, H, K, C, BK)
+        g_low = load_tokens(gain_low, first, live, head, 0, H, K, C, BK)
+        after = load_gate(to_end, first, live, head, H, C, 1.0)
+        kept = tl.exp(tl.load(log_retention + first * H + head)) * tl.load(to_end + first * H + head)
+        diagonal = tl.sum(tl.where(i[:, None] == i[None, :], lam, 0.0), 1)
+        tl.store(trace + at * K + i, diagonal, mask=i < K)
+        if back % RENEW == 0:
+            cov = cov_after(checkpoints, final_cov, chunk, last, sequence, head, H, K)
+            tl.store(overlap + at, tl.sum(tl.sum(lam * load_matrix(cov, 0, 0, K, BK, BK), 1), 0))
+
+        lam_high, lam_low = split(lam)
+        n = pair_product(lam_high, lam_low, tl.trans(g_high), tl.trans(g_low), None) * after[None, :]
+        n_high, n_low = split(n)
+        k_high = load_columns(read_high, at, 0, K, C, BK)
+        k_low = load_columns(read_low, at, 0, K, C, BK)
+        store_columns(sent_high, n_high, at, 0, K, C, BK)
+        store_columns(sent_low, n_low, at, 0, K, C, BK)
+        s = pair_product(g_high, g_low, n_high, n_low, None) * after[:, None]
         tl.store(met + square_tile(at, C), s)
-        # Half of Lambda_0, whose other half is its transpose: exactly symmetric, and summed where Lambda is.
-        lam = tl.dot(k_bar, tl.trans(z), (0.5 * kept * kept) * lam, input_precision=PREC)
+        s_high, s_low = split(0.5 * s)
+        z = 0.5 * load_columns(alpha, at, 0, K, C, BK) - kept * n
+        z_high, z_low = split(pair_product(k_high, k_low, s_high, s_low, z))
+        # Both of two transposes: the tensor cores make the second one sooner than shared memory turns the first.
+        lam = pair_product(k_high, k_low, tl.trans(z_high), tl.trans(z_low), (kept * kept) * lam)
+        lam = pair_product(z_high, z_low, tl.trans(k_high), tl.trans(k_low), lam)
         if dvar is not None:
             q_bar = load_columns(heard, at, 0, K, C, BK)
-            nu = load_gate(dvar, rows, live, head, H, 0.0)
-            lam = tl.dot(q_bar, tl.trans(0.5 * q_bar * nu[None, :]), lam, input_precision=PREC)
-        lam += tl.trans(lam)
-    tl.store(d_initial_cov + own + tile, lam, mask=inside)
+            q_nu = q_bar * load_gate(dvar, first, live, head, H, C, 0.0)[None, :]
+            lam = product(q_bar, tl.trans(q_nu), lam, "bf16x3")
+    store_matrix(own, 0.5 * (lam + tl.trans(lam)), 0, 0, K, BK, BK)
 
 
 def chain(
-    gain: Float[Tensor, "N H K"],
     prepared: Prepared,
     dvar: Float[Tensor, "N H"] | None,
     log_retention: Float[Tensor, "N H"],
@@ -118,44 +136,40 @@ def chain(
     final_cov: Float[Tensor, "S H K K"],
     d_final_cov: Float[Tensor, "S H K K"] | None,
     spans: Spans,
-    prec: str,
     tuning: Tuning | None,
 ) -> tuple[Chained, Float[Tensor, "S H K K"]]:
     """Launch one of the two kernels: what is left for the tokens, and the gradient of the initial covariance.
 
-    ``prepared.alpha`` is overwritten.
+    ``prepared.alpha`` may be overwritten.
     """
-    heads, key_dim = gain.shape[1:]
-    config = chain_config(gain, prec, tuning)
-    whole = config["BK"] >= key_dim
+    heads, key_dim = final_cov.shape[1], final_cov.shape[-1]
+    config = chain_config(final_cov, tuning)
     start = torch.zeros_like(final_cov) if d_final_cov is None else d_final_cov
     d_initial_cov = 0.5 * (start + start.mT)
-    sent = prepared.alpha if whole else torch.empty_like(prepared.alpha)
-    trace = gain.new_empty(spans.chunks, heads)
-    chained = Chained(sent, torch.empty_like(prepared.solve), trace, torch.empty_like(trace))
-    kernel = chain_kernel if whole else tiled_chain_kernel
+    sent = (torch.empty_like(prepared.read[0]), torch.empty_like(prepared.read[1]))
+    trace, overlap = final_cov.new_empty(spans.chunks, heads, key_dim), final_cov.new_empty(spans.chunks, heads)
+    chained = Chained(sent, torch.empty_like(prepared.solve), trace, overlap, config["RENEW"])
+    kernel = chain_kernel if config["BK"] >= key_dim else tiled_chain_kernel
     kernel[(spans.sequences, heads)](
-        gain,
+        *prepared.gain,
         prepared.alpha,
-        prepared.read,
+        *prepared.read,
         prepared.heard,
         dvar,
         log_retention,
         prepared.to_end,
         checkpoints,
         final_cov,
-        chained.sent,
+        *chained.sent,
         chained.met,
         chained.trace,
         chained.overlap,
         d_initial_cov,
         spans.seq_start,
-        spans.chunk_seq,
         spans.chunk_first,
         H=heads,
         K=key_dim,
         C=spans.chunk_size,
-        PREC=prec,
         **config,
     )
     return chained, d_initial_cov

@@ -8,96 +8,115 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from bayesmem.ops.triton.covariance_tiles import cov_after, load_columns, load_gate, matrix_tile, store_columns
-from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile
+from bayesmem.ops.triton.covariance_products import joined, pair_product, product, split
+from bayesmem.ops.triton.covariance_tiles import (
+    cov_after,
+    load_columns,
+    load_gate,
+    load_matrix,
+    load_tokens,
+    store_columns,
+    store_matrix,
+)
+from bayesmem.ops.triton.mean_tiles import square_tile
 
 
 @triton.jit
 @no_type_check
 def tiled_chain_kernel(
-    gain,
+    gain_high,
+    gain_low,
     alpha,
-    read,
+    read_high,
+    read_low,
     heard,
     dvar,
     log_retention,
     to_end,
     checkpoints,
     final_cov,
-    sent,
+    sent_high,
+    sent_low,
     met,
     trace,
     overlap,
     d_initial_cov,
     seq_start,
-    chunk_seq,
     chunk_first,
     H: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
     BK: tl.constexpr,
-    PREC: tl.constexpr,
+    RENEW: tl.constexpr,
 ):
     """One program a sequence and head; Lambda starts and lives in ``d_initial_cov``; Z replaces ``alpha``.
 
     What one phase writes the next one reads, of this program's own: hence the barriers.
     """
     sequence, head = tl.program_id(0), tl.program_id(1)
-    first, last = tl.load(chunk_first + sequence), tl.load(chunk_first + sequence + 1) - 1
+    chunk_begin, last = tl.load(chunk_first + sequence), tl.load(chunk_first + sequence + 1) - 1
     lam = d_initial_cov + (sequence.to(tl.int64) * H + head) * (K * K)
     i = tl.arange(0, BK)
-    for back in range(last - first + 1):
+    begin, end = tl.load(seq_start + sequence).to(tl.int64), tl.load(seq_start + sequence + 1)
+    for back in range(last - chunk_begin + 1):
         chunk = last - back
         at = chunk.to(tl.int64) * H + head
-        rows, live = place(chunk, seq_start, chunk_seq, chunk_first, C)
+        first = begin + (chunk - chunk_begin) * C
+        live = first + tl.arange(0, C) < end
         cov = cov_after(checkpoints, final_cov, chunk, last, sequence, head, H, K)
-        after = load_gate(to_end, rows, live, head, H, 1.0)
-        kept = tl.exp(tl.sum(load_gate(log_retention, rows, live, head, H, 0.0), 0))
+        after = load_gate(to_end, first, live, head, H, C, 1.0)
+        kept = tl.exp(tl.load(log_retention + first * H + head)) * tl.load(to_end + first * H + head)
+        renew = back % RENEW == 0
         s = tl.zeros([C, C], tl.float32)
         shared = tl.zeros([BK, BK], tl.float32)
-        diagonal = tl.zeros([BK, BK], tl.float32)
         for col in range(0, K, BK):
             n = tl.zeros([BK, C], tl.float32)
             for row in range(0, K, BK):
-                tile, inside = matrix_tile(col, row, K, BK)
-                part = tl.load(lam + tile, mask=inside, other=0.0)
-                g = load_rows(gain, rows, live, head, row, H, K, BK)
-                n = tl.dot(part, tl.trans(g), n, input_precision=PREC)
-                shared += part * tl.load(cov + tile, mask=inside, other=0.0)
+                part = load_matrix(lam, col, row, K, BK, BK)
+                g_high = tl.trans(load_tokens(gain_high, first, live, head, row, H, K, C, BK))
+                g_low = tl.trans(load_tokens(gain_low, first, live, head, row, H, K, C, BK))
+                part_high, part_low = split(part)
+                n = pair_product(part_high, part_low, g_high, g_low, n)
+                if renew:
+                    shared += part * load_matrix(cov, col, row, K, BK, BK)
                 if row == col:
-                    diagonal += tl.where(i[:, None] == i[None, :], part, 0.0)
-            n *= after[None, :]
-            store_columns(sent, n, at, col, K, C, BK)
-            g = load_rows(gain, rows, live, head, col, H, K, BK)
-            s = tl.dot(g, n, s, input_precision=PREC)
+                    diagonal = tl.sum(tl.where(i[:, None] == i[None, :], part, 0.0), 1)
+                    tl.store(trace + at * K + col + i, diagonal, mask=col + i < K)
+            n_high, n_low = split(n * after[None, :])
+            store_columns(sent_high, n_high, at, col, K, C, BK)
+            store_columns(sent_low, n_low, at, col, K, C, BK)
+            g_high = load_tokens(gain_high, first, live, head, col, H, K, C, BK)
+            g_low = load_tokens(gain_low, first, live, head, col, H, K, C, BK)
+            s = pair_product(g_high, g_low, n_high, n_low, s)
         s *= after[:, None]
         tl.store(met + square_tile(at, C), s)
-        tl.store(overlap + at, tl.sum(tl.sum(shared, 1), 0))
-        tl.store(trace + at, tl.sum(tl.sum(diagonal, 1), 0))
+        if renew:
+            tl.store(overlap + at, tl.sum(tl.sum(shared, 1), 0))
+        s_high, s_low = split(0.5 * s)
         tl.debug_barrier()
         for col in range(0, K, BK):
-            k_bar = load_columns(read, at, col, K, C, BK)
-            z = 0.5 * load_columns(alpha, at, col, K, C, BK) - kept * load_columns(sent, at, col, K, C, BK)
-            z += 0.5 * tl.dot(k_bar, s, input_precision=PREC)
-            store_columns(alpha, z, at, col, K, C, BK)
+            n = joined(load_columns(sent_high, at, col, K, C, BK), load_columns(sent_low, at, col, K, C, BK))
+            z = 0.5 * load_columns(alpha, at, col, K, C, BK) - kept * n
+            k_high, k_low = load_columns(read_high, at, col, K, C, BK), load_columns(read_low, at, col, K, C, BK)
+            store_columns(alpha, pair_product(k_high, k_low, s_high, s_low, z), at, col, K, C, BK)
         tl.debug_barrier()
         for row in range(0, K, BK):
-            k_row = load_columns(read, at, row, K, C, BK)
-            z_row = load_columns(alpha, at, row, K, C, BK)
+            k_high, k_low = load_columns(read_high, at, row, K, C, BK), load_columns(read_low, at, row, K, C, BK)
+            z_high, z_low = split(load_columns(alpha, at, row, K, C, BK))
             for col in range(0, row + BK, BK):
-                k_col = load_columns(read, at, col, K, C, BK)
-                z_col = load_columns(alpha, at, col, K, C, BK)
-                moved = tl.dot(k_row, tl.trans(z_col), input_precision=PREC)
-                moved = tl.dot(z_row, tl.trans(k_col), moved, input_precision=PREC)
+                other_high, other_low = split(tl.trans(load_columns(alpha, at, col, K, C, BK)))
+                moved = kept * kept * load_matrix(lam, row, col, K, BK, BK)
+                moved = pair_product(k_high, k_low, other_high, other_low, moved)
+                other_high = tl.trans(load_columns(read_high, at, col, K, C, BK))
+                other_low = tl.trans(load_columns(read_low, at, col, K, C, BK))
+                moved = pair_product(z_high, z_low, other_high, other_low, moved)
                 if dvar is not None:
-                    nu = load_gate(dvar, rows, live, head, H, 0.0)
-                    q_row = load_columns(heard, at, row, K, C, BK) * nu[None, :]
+                    q_row = load_columns(heard, at, row, K, C, BK)
+                    q_row *= load_gate(dvar, first, live, head, H, C, 0.0)[None, :]
                     q_col = load_columns(heard, at, col, K, C, BK)
-                    moved = tl.dot(q_row, tl.trans(q_col), moved, input_precision=PREC)
-                tile, inside = matrix_tile(row, col, K, BK)
-                mirror, mirrored = matrix_tile(col, row, K, BK)
-                moved += kept * kept * tl.load(lam + tile, mask=inside, other=0.0)
+                    moved = product(q_row, tl.trans(q_col), moved, "bf16x3")
                 tl.debug_barrier()
-                tl.store(lam + tile, moved, mask=inside)
-                tl.store(lam + mirror, tl.trans(moved), mask=mirrored & (row != col))
+                store_matrix(lam, moved, row, col, K, BK, BK)
+                if row != col:
+                    store_matrix(lam, tl.trans(moved), col, row, K, BK, BK)
         tl.debug_barrier()

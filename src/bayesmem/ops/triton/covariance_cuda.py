@@ -31,8 +31,8 @@ def settings(key_dim: int, dtype: torch.dtype, cluster: int) -> dict[str, int]:
 def cluster_size(key_dim: int) -> int:
     """Blocks that share one covariance: four where it does not fit one multiprocessor's registers.
 
-    Sharing a smaller one among idle multiprocessors was tried and is slower (docs/notes/003-kernels.md): a barrier over a cluster
-    costs more than the products it takes off each block.
+    Sharing a smaller one among idle multiprocessors was tried and is slower (docs/notes/003-kernels.md): a barrier
+    over a cluster costs more than the products it takes off each block.
     """
     return 4 if key_dim > WHOLE_KEY_DIM else 1
 
@@ -67,7 +67,7 @@ def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int):  # typ
 def _device(index: int) -> tuple[tuple[int, int], int]:
     """Capability, and the most shared memory a block may have."""
     found = torch.cuda.get_device_properties(index)
-    return (found.major, found.minor), found.shared_memory_per_block_optin
+    return (found.major, found.minor), found.shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
 def chosen_cluster(k: Tensor) -> int | None:

@@ -32,6 +32,7 @@
 #define WIDE_ROW 24
 #define TILE_ROW 20
 #define TILE (16 * TILE_ROW)
+#define GROUP (TILES % 4 ? 2 : 4)  // tiles of P that are updated side by side
 #define BUFFERS 4              // keys of this step and of the two next, and one to fill
 #define FULL 0xffffffffu
 
@@ -80,11 +81,20 @@ DEVICE void product(float *c, const Left &a, float b0, float b1) {
   mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, s0.hi, s1.hi);
 }
 
-DEVICE void product_split(float *c, const Left &a, const float *hi, const float *lo) {  // b stands split
-  const unsigned h0 = as_bits(hi[0]), h1 = as_bits(hi[1]);
-  mma(c, a.v[0].lo, a.v[1].lo, a.v[2].lo, a.v[3].lo, h0, h1);
-  mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, as_bits(lo[0]), as_bits(lo[1]));
-  mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, h0, h1);
+// c[i] += a b_i for several right sides that stand split, pass by pass: products on one accumulator wait for each other.
+template <int COUNT>
+DEVICE void products_split(float (*c)[4], const Left &a, const float *hi, const float *lo, int stride) {
+  unsigned h[COUNT][2], l[COUNT][2];
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i)
+#pragma unroll
+    for (int n = 0; n < 2; ++n) h[i][n] = as_bits(hi[i * stride + n]), l[i][n] = as_bits(lo[i * stride + n]);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) mma(c[i], a.v[0].lo, a.v[1].lo, a.v[2].lo, a.v[3].lo, h[i][0], h[i][1]);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) mma(c[i], a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, l[i][0], l[i][1]);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) mma(c[i], a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, h[i][0], h[i][1]);
 }
 
 DEVICE void product_key(float *c, const Left &a, float b0, float b1) {
@@ -326,18 +336,21 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
 #pragma unroll
       for (int c = 0; c < 2; ++c) a[c] = left(-w[c][0], -w[c][1], -w[c][2], -w[c][3]);
 #pragma unroll
-      for (int j = 0; j < TILES; ++j) {
+      for (int j = 0; j < TILES; j += GROUP) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) p[j][i] *= keep;
-        if (j >> 1 == warp) {  // the diagonal: row own + g is column 8 j + 2 t + i
+        for (int m = j; m < j + GROUP; ++m) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i)
-            if (own + g + 8 * (i >> 1) == 8 * j + 2 * t + (i & 1)) p[j][i] += add;
+          for (int i = 0; i < 4; ++i) p[m][i] *= keep;
+          if (m >> 1 == warp) {  // the diagonal: row own + g is column 8 m + 2 t + i
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+              if (own + g + 8 * (i >> 1) == 8 * m + 2 * t + (i & 1)) p[m][i] += add;
+          }
         }
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           const int at = (8 * j + g) * WIDE_ROW + 8 * c + 2 * t;
-          product_split(p[j], a[c], s.write + at, s.rest + at);
+          products_split<GROUP>(p + j, a[c], s.write + at, s.rest + at, 8 * WIDE_ROW);
         }
       }
     }

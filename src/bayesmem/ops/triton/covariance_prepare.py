@@ -28,11 +28,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops.triton.covariance_config import prepare_config
-from bayesmem.ops.triton.covariance_products import product, unit_inverse
-from bayesmem.ops.triton.covariance_tiles import load_gate, retention_ratios, store_columns
+from bayesmem.ops.triton.covariance_products import product, split, unit_inverse
+from bayesmem.ops.triton.covariance_tiles import (
+    load_gate,
+    load_tokens,
+    place_chunk,
+    retention_ratios,
+    store_columns,
+    store_gate,
+    store_tokens,
+)
 from bayesmem.ops.triton.mean_config import Tuning
-from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile
+from bayesmem.ops.triton.mean_tiles import square_tile
 from bayesmem.ops.triton.spans import Spans
+
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +50,26 @@ class Prepared:
     """What the chain and the tokens read; those of q are None without a gradient of the variances.
 
     Attributes:
+        gain: as a pair ``[N, H, K]`` (``covariance_products``).
         solve: Li ``[NC, H, C, C]``.
         direct: the part of Lambda_t g_t along the keys that needs no Lambda ``[NC, H, C, C]``.
         query: that along the queries ``[NC, H, C, C]``.
         alpha: with tokens last, as the tensor cores want it ``[NC, H, K, C]``.
-        read: Kbar, likewise.
+        read: Kbar as a pair, likewise.
         heard: qbar, likewise.
         to_end: R_C / R_t ``[N, H]``.
+        along: c ``[N, H]``.
     """
 
+    gain: Pair
     solve: Float[Tensor, "NC H C C"]
     direct: Float[Tensor, "NC H C C"]
     query: Float[Tensor, "NC H C C"] | None
     alpha: Float[Tensor, "NC H K C"]
-    read: Float[Tensor, "NC H K C"]
+    read: Pair
     heard: Float[Tensor, "NC H K C"] | None
     to_end: Float[Tensor, "N H"]
+    along: Float[Tensor, "N H"]
 
 
 @triton.jit
@@ -69,13 +83,17 @@ def prepare_kernel(
     dgain,
     dinnovation_var,
     dvar,
+    gain_high,
+    gain_low,
     solve,
     direct,
     query,
     alpha,
-    read,
+    read_high,
+    read_low,
     heard,
     to_end,
+    along_key,
     seq_start,
     chunk_seq,
     chunk_first,
@@ -91,35 +109,40 @@ def prepare_kernel(
     """One program a chunk and head."""
     chunk, head = tl.program_id(0), tl.program_id(1)
     at, key_head = chunk.to(tl.int64) * H + head, head // (H // G)
-    rows, live = place(chunk, seq_start, chunk_seq, chunk_first, C)
+    first, live = place_chunk(chunk, seq_start, chunk_seq, chunk_first, C)
     kg = tl.zeros([C, C], tl.float32)
     yg = tl.zeros([C, C], tl.float32)
     qg = tl.zeros([C, C], tl.float32)
     for col in range(0, K, BK):
-        g_tile = tl.trans(load_rows(gain, rows, live, head, col, H, K, BK))
-        kg = product(load_rows(k, rows, live, key_head, col, G, K, BK), g_tile, kg, PREC)
-        yg = product(load_rows(dgain, rows, live, head, col, H, K, BK), g_tile, yg, PREC)
+        g_tile = load_tokens(gain, first, live, head, col, H, K, C, BK)
+        g_high, g_low = split(g_tile)
+        store_tokens(gain_high, g_high, first, live, head, col, H, K, C, BK)
+        store_tokens(gain_low, g_low, first, live, head, col, H, K, C, BK)
+        g_tile = tl.trans(g_tile)
+        kg = product(load_tokens(k, first, live, key_head, col, G, K, C, BK), g_tile, kg, PREC)
+        yg = product(load_tokens(dgain, first, live, head, col, H, K, C, BK), g_tile, yg, PREC)
         if dvar is not None:
-            qg = product(load_rows(q, rows, live, key_head, col, G, K, BK), g_tile, qg, PREC)
+            qg = product(load_tokens(q, first, live, key_head, col, G, K, C, BK), g_tile, qg, PREC)
 
-    ratio, since, after = retention_ratios(log_retention, rows, live, head, H, C)
-    tl.store(to_end + rows * H + head, after, mask=live)
+    ratio, since, after = retention_ratios(log_retention, first, live, head, H, C)
+    store_gate(to_end, after, first, live, head, H, C)
     i = tl.arange(0, C)
     below = i[:, None] > i[None, :]
     inverse = unit_inverse(tl.where(below, ratio * kg, 0.0), C, LEVELS, PREC)
     tl.store(solve + square_tile(at, C), inverse)
-    per_var = 1.0 / load_gate(innovation_var, rows, live, head, H, 1.0)
+    per_var = 1.0 / load_gate(innovation_var, first, live, head, H, C, 1.0)
     yg *= per_var[:, None]
     along = -tl.sum(tl.where(i[:, None] == i[None, :], yg, 0.0), 1)  # c
     if dinnovation_var is not None:
-        along += load_gate(dinnovation_var, rows, live, head, H, 0.0)
+        along += load_gate(dinnovation_var, first, live, head, H, C, 0.0)
+    store_gate(along_key, along, first, live, head, H, C)
     ag = tl.where(below, ratio * (yg + along[:, None] * kg), 0.0)
 
     drive = product(ag, inverse, None, PREC)
     mixed = 0.5 * (drive + tl.where(below, product(tl.trans(ag), inverse, None, PREC), 0.0))
     if dvar is not None:
         query_drive = product(ratio * qg, inverse, None, PREC)
-        asked = load_gate(dvar, rows, live, head, H, 0.0)[:, None] * query_drive
+        asked = load_gate(dvar, first, live, head, H, C, 0.0)[:, None] * query_drive
         tl.store(query + square_tile(at, C), ratio * asked)
         mixed -= tl.where(below, product(tl.trans(ratio * qg), asked, None, PREC), 0.0)
         query_drive *= -since[None, :]
@@ -130,12 +153,16 @@ def prepare_kernel(
     inverse = tl.trans(inverse * since[None, :])
     drive = tl.trans(tl.where(i[:, None] == i[None, :], along[:, None], -drive) * since[None, :])
     for col in range(0, K, OUT_BLOCK):
-        k_tile = tl.trans(load_rows(k, rows, live, key_head, col, G, K, OUT_BLOCK))
-        store_columns(read, product(k_tile, inverse, None, PREC), at, col, K, C, OUT_BLOCK)
-        alpha_tile = tl.trans(load_rows(dgain, rows, live, head, col, H, K, OUT_BLOCK)) * (since * per_var)[None, :]
+        k_tile = tl.trans(load_tokens(k, first, live, key_head, col, G, K, C, OUT_BLOCK))
+        read_tile_high, read_tile_low = split(product(k_tile, inverse, None, PREC))
+        store_columns(read_high, read_tile_high, at, col, K, C, OUT_BLOCK)
+        store_columns(read_low, read_tile_low, at, col, K, C, OUT_BLOCK)
+        alpha_tile = (
+            tl.trans(load_tokens(dgain, first, live, head, col, H, K, C, OUT_BLOCK)) * (since * per_var)[None, :]
+        )
         store_columns(alpha, product(k_tile, drive, alpha_tile, PREC), at, col, K, C, OUT_BLOCK)
         if dvar is not None:
-            q_tile = tl.trans(load_rows(q, rows, live, key_head, col, G, K, OUT_BLOCK))
+            q_tile = tl.trans(load_tokens(q, first, live, key_head, col, G, K, C, OUT_BLOCK))
             heard_tile = q_tile.to(tl.float32) * since[None, :]
             heard_tile = product(k_tile, tl.trans(query_drive), heard_tile, PREC)
             store_columns(heard, heard_tile, at, col, K, C, OUT_BLOCK)
@@ -158,10 +185,18 @@ def prepare(
     heads, key_dim = gain.shape[1:]
     chunk, asked = spans.chunk_size, dvar is not None
     solve = gain.new_empty(spans.chunks, heads, chunk, chunk)
-    read = gain.new_empty(spans.chunks, heads, key_dim, chunk)
-    query, heard = (torch.empty_like(x) if asked else None for x in (solve, read))
+    alpha = gain.new_empty(spans.chunks, heads, key_dim, chunk)
+    query, heard = (torch.empty_like(x) if asked else None for x in (solve, alpha))
+    pairs = [torch.empty_like(x, dtype=torch.bfloat16) for x in (gain, gain, alpha, alpha)]
     prepared = Prepared(
-        solve, torch.empty_like(solve), query, torch.empty_like(read), read, heard, torch.empty_like(log_retention)
+        (pairs[0], pairs[1]),
+        solve,
+        torch.empty_like(solve),
+        query,
+        alpha,
+        (pairs[2], pairs[3]),
+        heard,
+        *(torch.empty_like(log_retention) for _ in range(2)),
     )
     prepare_kernel[(spans.chunks, heads)](
         k,
@@ -172,13 +207,15 @@ def prepare(
         dgain,
         dinnovation_var,
         dvar,
+        *prepared.gain,
         prepared.solve,
         prepared.direct,
         prepared.query,
         prepared.alpha,
-        prepared.read,
+        *prepared.read,
         prepared.heard,
         prepared.to_end,
+        prepared.along,
         spans.seq_start,
         spans.chunk_seq,
         spans.chunk_first,
@@ -187,7 +224,6 @@ def prepare(
         K=key_dim,
         C=chunk,
         LEVELS=chunk.bit_length() - 1,
-        PREC=prec,
-        **prepare_config(gain, tuning),
+        **prepare_config(gain, prec, tuning),
     )
     return prepared

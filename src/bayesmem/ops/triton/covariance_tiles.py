@@ -1,6 +1,7 @@
-"""What the kernels of the covariance's backward share beyond ``mean_tiles``.
+"""What the kernels of the covariance's backward share: where a chunk lies, its tiles in and out, its retentions.
 
-Gates, tiles with tokens last, tiles of K x K matrices, and the retentions of a chunk.
+Legend: C tokens a chunk, ``first`` its first token (int64), ``live`` those of the C that exist; ``at`` the chunk and
+head as one index (int64). Only the start of a tile is an int64: offsets inside it are int32 and take half the registers.
 """
 
 from typing import no_type_check
@@ -13,9 +14,47 @@ from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
 
 @triton.jit
 @no_type_check
-def load_gate(gate, rows, live, head, HEADS: tl.constexpr, other):
+def place_chunk(chunk, seq_start, chunk_seq, chunk_first, C: tl.constexpr):
+    """The first token of a chunk, and which of its C exist."""
+    sequence = tl.load(chunk_seq + chunk)
+    first = tl.load(seq_start + sequence) + (chunk - tl.load(chunk_first + sequence)) * C
+    return first.to(tl.int64), tl.arange(0, C) < tl.load(seq_start + sequence + 1) - first
+
+
+@triton.jit
+@no_type_check
+def load_gate(gate, first, live, head, HEADS: tl.constexpr, C: tl.constexpr, other):
     """One number a token ``[C]`` of ``[N, HEADS]``."""
-    return tl.load(gate + rows * HEADS + head, mask=live, other=other)
+    return tl.load(gate + (first * HEADS + head) + tl.arange(0, C) * HEADS, mask=live, other=other)
+
+
+@triton.jit
+@no_type_check
+def store_gate(gate, value, first, live, head, HEADS: tl.constexpr, C: tl.constexpr):
+    """The inverse of ``load_gate``."""
+    tl.store(gate + (first * HEADS + head) + tl.arange(0, C) * HEADS, value, mask=live)
+
+
+@triton.jit
+@no_type_check
+def load_tokens(x, first, live, head, col, HEADS: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BD: tl.constexpr):
+    """A tile ``[C, BD]`` of ``[N, HEADS, D]``."""
+    cols = col + tl.arange(0, BD)
+    offsets = tl.arange(0, C)[:, None] * (HEADS * D) + cols[None, :]
+    mask = live[:, None] if D % BD == 0 else live[:, None] & (cols < D)[None, :]
+    return tl.load(x + (first * HEADS + head) * D + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+@no_type_check
+def store_tokens(
+    x, tile, first, live, head, col, HEADS: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BD: tl.constexpr
+):
+    """The inverse of ``load_tokens``, rounded to what ``x`` holds."""
+    cols = col + tl.arange(0, BD)
+    offsets = tl.arange(0, C)[:, None] * (HEADS * D) + cols[None, :]
+    mask = live[:, None] if D % BD == 0 else live[:, None] & (cols < D)[None, :]
+    tl.store(x + (first * HEADS + head) * D + offsets, tile.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -23,8 +62,9 @@ def load_gate(gate, rows, live, head, HEADS: tl.constexpr, other):
 def load_columns(x, at, row, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr):
     """A tile ``[BK, C]`` of matrix ``at`` of ``[.., K, C]``."""
     channels = row + tl.arange(0, BK)
-    offsets = at * (K * C) + channels[:, None] * C + tl.arange(0, C)[None, :]
-    return tl.load(x + offsets, mask=(channels < K)[:, None], other=0.0)
+    offsets = channels[:, None] * C + tl.arange(0, C)[None, :]
+    mask = None if K % BK == 0 else (channels < K)[:, None]
+    return tl.load(x + at * (K * C) + offsets, mask=mask, other=None if K % BK == 0 else 0.0)
 
 
 @triton.jit
@@ -32,28 +72,40 @@ def load_columns(x, at, row, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr)
 def store_columns(x, tile, at, row, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr):
     """The inverse of ``load_columns``."""
     channels = row + tl.arange(0, BK)
-    offsets = at * (K * C) + channels[:, None] * C + tl.arange(0, C)[None, :]
-    tl.store(x + offsets, tile, mask=(channels < K)[:, None])
+    offsets = channels[:, None] * C + tl.arange(0, C)[None, :]
+    mask = None if K % BK == 0 else (channels < K)[:, None]
+    tl.store(x + at * (K * C) + offsets, tile, mask=mask)
 
 
 @triton.jit
 @no_type_check
-def retention_ratios(log_retention, rows, live, head, HEADS: tl.constexpr, C: tl.constexpr):
+def load_matrix(x, row, col, K: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr):
+    """A tile ``[BI, BJ]`` of the ``[K, K]`` matrix at ``x``."""
+    i, j = row + tl.arange(0, BI), col + tl.arange(0, BJ)
+    even: tl.constexpr = (K % BI == 0) & (K % BJ == 0)
+    mask = None if even else (i < K)[:, None] & (j < K)[None, :]
+    return tl.load(x + (i[:, None] * K + j[None, :]), mask=mask, other=None if even else 0.0)
+
+
+@triton.jit
+@no_type_check
+def store_matrix(x, tile, row, col, K: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr):
+    """The inverse of ``load_matrix``."""
+    i, j = row + tl.arange(0, BI), col + tl.arange(0, BJ)
+    mask = None if (K % BI == 0) & (K % BJ == 0) else (i < K)[:, None] & (j < K)[None, :]
+    tl.store(x + (i[:, None] * K + j[None, :]), tile, mask=mask)
+
+
+@triton.jit
+@no_type_check
+def retention_ratios(log_retention, first, live, head, HEADS: tl.constexpr, C: tl.constexpr):
     """``R_t / R_s`` for ``s <= t`` ``[C, C]``, ``R_t`` ``[C]`` and ``R_C / R_t`` ``[C]``."""
-    coarse, fine = split_cumsum(load_gate(log_retention, rows, live, head, HEADS, 0.0))
+    coarse, fine = split_cumsum(load_gate(log_retention, first, live, head, HEADS, C, 0.0))
     i = tl.arange(0, C)
     ratio = ratio_matrix(coarse, fine, i[:, None] >= i[None, :])
     # Tokens past the end keep everything, so that the last sums are those of the chunk's end.
     left = (tl.sum(tl.where(i == C - 1, coarse, 0.0), 0) - coarse) + (tl.sum(tl.where(i == C - 1, fine, 0.0), 0) - fine)
     return ratio, tl.exp(coarse + fine), tl.exp(left)
-
-
-@triton.jit
-@no_type_check
-def matrix_tile(row, col, K: tl.constexpr, BK: tl.constexpr):
-    """Offsets and mask of a tile ``[BK, BK]`` of a ``[K, K]`` matrix."""
-    i, j = row + tl.arange(0, BK), col + tl.arange(0, BK)
-    return i[:, None] * K + j[None, :], (i < K)[:, None] & (j < K)[None, :]
 
 
 @triton.jit

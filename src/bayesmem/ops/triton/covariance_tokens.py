@@ -5,7 +5,9 @@ Legend: as in ``covariance_prepare`` and ``covariance_chain``; W_s = R_C / R_s, 
     Lambda_t g_t = W (Li^T N) + (direct - ratio slow(Li^T S Li))^T K - (ratio slow(Li))^T Y / 2 + query^T Q
     wbar_t = y_t - 2 Lambda_t g_t             sbar_t = sigma_t - y_t . g_t + g_t^T Lambda_t g_t = dr_t
     tr Lambda-_t = W_t^2 tr Lambda_C + sum_{u>=t} (R_u / R_t)^2 (wbar_u . k_u + sbar_u |k_u|^2 + nu_u |q_u|^2) = dn_t
-    dk_t = P-_t wbar_t + 2 sbar_t s_t g_t     dq_t = 2 nu_t P_t q_t          (``variance``)
+    dk_t = P-_t wbar_t + 2 sbar_t s_t g_t
+
+P-_t wbar_t takes two products with P_0 and the gains, by the formula of ``variance``.
 
 The gradient of the log retention needs no matrix. tau-_t = <Lambda-_t, P-_t> runs backwards from <Lambda_C, P_C> by
 
@@ -26,29 +28,35 @@ from torch import Tensor
 from bayesmem.ops.triton.covariance_chain import Chained
 from bayesmem.ops.triton.covariance_config import tokens_config
 from bayesmem.ops.triton.covariance_prepare import Prepared
-from bayesmem.ops.triton.covariance_tiles import load_columns, load_gate, retention_ratios
+from bayesmem.ops.triton.covariance_products import joined, pair_product, product, split
+from bayesmem.ops.triton.covariance_tiles import (
+    load_columns,
+    load_gate,
+    load_matrix,
+    load_tokens,
+    place_chunk,
+    retention_ratios,
+    store_gate,
+    store_tokens,
+)
 from bayesmem.ops.triton.mean_config import Tuning
-from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile, store_rows
+from bayesmem.ops.triton.mean_tiles import square_tile
 from bayesmem.ops.triton.spans import Spans
 
 
 @dataclass(frozen=True, slots=True)
 class TokenGradients:
-    """Gradients of the gates, and what that of the keys is made of.
+    """Gradients of the keys and the gates.
 
     Attributes:
-        wbar: ``[N, H, K]``.
-        gain_weight: 2 sbar s ``[N, H]``.
-        key_weight: 2 floor sbar where the floor binds ``[N, H]``.
+        k: ``[N, H, K]``, a value head each, in the dtype of the keys.
         log_retention: ``[N, H]``.
         process_noise: ``[N, H]``.
         obs_noise: ``[N, H]``.
         floor: by chunk ``[NC, H]``.
     """
 
-    wbar: Float[Tensor, "N H K"]
-    gain_weight: Float[Tensor, "N H"]
-    key_weight: Float[Tensor, "N H"]
+    k: Float[Tensor, "N H K"]
     log_retention: Float[Tensor, "N H"]
     process_noise: Float[Tensor, "N H"]
     obs_noise: Float[Tensor, "N H"]
@@ -60,7 +68,8 @@ class TokenGradients:
 def tokens_kernel(
     k,
     q,
-    gain,
+    gain_high,
+    gain_low,
     innovation_var,
     log_retention,
     process_noise,
@@ -73,14 +82,17 @@ def tokens_kernel(
     solve,
     direct,
     query,
-    sent,
+    along_key,
+    sent_high,
+    sent_low,
     met,
     trace,
-    overlap,
-    wbar,
-    gain_weight,
-    key_weight,
+    checkpoints,
+    wbar_high,
+    wbar_low,
+    dk,
     dlog_retention,
+    turned,
     dprocess_noise,
     dobs_noise,
     dfloor,
@@ -92,105 +104,176 @@ def tokens_kernel(
     K: tl.constexpr,
     C: tl.constexpr,
     BK: tl.constexpr,
+    OUT_BLOCK: tl.constexpr,
+    SUM_BLOCK: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """One program a chunk and head; ``dfloor`` is a part of the sum, ``[NC, H]``."""
+    """One program a chunk and head; ``dfloor`` is a part of the sum, ``[NC, H]``; wbar is only passed on.
+
+    ``dlog_retention`` still lacks what later chunks gather, of which ``turned`` is this one's, ``[NC, H]``.
+    """
     chunk, head = tl.program_id(0), tl.program_id(1)
     at, key_head = chunk.to(tl.int64) * H + head, head // (H // G)
-    rows, live = place(chunk, seq_start, chunk_seq, chunk_first, C)
+    first, live = place_chunk(chunk, seq_start, chunk_seq, chunk_first, C)
     if tl.max(live.to(tl.int32), 0) == 0:
         return  # a chunk made room for and not filled
-    ratio, _, to_end = retention_ratios(log_retention, rows, live, head, H, C)
+    ratio, since, to_end = retention_ratios(log_retention, first, live, head, H, C)
     i = tl.arange(0, C)
     below = i[:, None] > i[None, :]
 
     inverse = tl.load(solve + square_tile(at, C))
-    toward = tl.dot(tl.load(met + square_tile(at, C)), inverse, input_precision=PREC)
-    toward = tl.dot(tl.trans(inverse), toward, input_precision=PREC)
-    toward = tl.load(direct + square_tile(at, C)) - tl.where(below, ratio * toward, 0.0)
-    half = tl.where(below, -0.5 * ratio * inverse, 0.0)
-    inverse *= to_end[None, :]
-    spread = load_gate(innovation_var, rows, live, head, H, 1.0)
+    toward = product(tl.load(met + square_tile(at, C)), inverse, None, PREC)
+    toward = product(tl.trans(inverse), toward, None, PREC)
+    toward = tl.trans(tl.load(direct + square_tile(at, C)) - tl.where(below, ratio * toward, 0.0))
+    half = tl.trans(tl.where(below, -0.5 * ratio * inverse, 0.0))
+    inverse_high, inverse_low = split(tl.trans(inverse * to_end[None, :]))
+    spread = load_gate(innovation_var, first, live, head, H, C, 1.0)
+    per_var = 1.0 / spread
 
-    g_lam = tl.zeros([C], tl.float32)  # g . Lambda g
-    y_g = tl.zeros([C], tl.float32)
+    heard = tl.zeros([C, C], tl.float32)  # wbar_t . g_s
     w_k = tl.zeros([C], tl.float32)
     k_k = tl.zeros([C], tl.float32)
     q_q = tl.zeros([C], tl.float32)
+    lam_trace = 0.0
     for col in range(0, K, BK):
-        k_tile = load_rows(k, rows, live, key_head, col, G, K, BK).to(tl.float32)
-        y_tile = load_rows(dgain, rows, live, head, col, H, K, BK) / spread[:, None]
-        n_tile = tl.trans(load_columns(sent, at, col, K, C, BK))
-        lam_g = tl.dot(tl.trans(inverse), n_tile, input_precision=PREC)
-        lam_g = tl.dot(tl.trans(toward), k_tile, lam_g, input_precision=PREC)
-        lam_g = tl.dot(tl.trans(half), y_tile, lam_g, input_precision=PREC)
+        k_tile = load_tokens(k, first, live, key_head, col, G, K, C, BK)
+        y_tile = load_tokens(dgain, first, live, head, col, H, K, C, BK) * per_var[:, None]
+        lam_g = product(toward, k_tile, None, PREC)
+        lam_g = product(half, y_tile, lam_g, PREC)
+        n_high = tl.trans(load_columns(sent_high, at, col, K, C, BK))
+        n_low = tl.trans(load_columns(sent_low, at, col, K, C, BK))
+        lam_g = pair_product(inverse_high, inverse_low, n_high, n_low, lam_g)
         if dvar is not None:
-            q_tile = load_rows(q, rows, live, key_head, col, G, K, BK).to(tl.float32)
-            asked = tl.load(query + square_tile(at, C))
-            lam_g = tl.dot(tl.trans(asked), q_tile, lam_g, input_precision=PREC)
+            q_tile = load_tokens(q, first, live, key_head, col, G, K, C, BK)
+            lam_g = product(tl.trans(tl.load(query + square_tile(at, C))), q_tile, lam_g, PREC)
+            q_tile = q_tile.to(tl.float32)
             q_q += tl.sum(q_tile * q_tile, 1)
         w_tile = y_tile - 2.0 * lam_g
-        store_rows(wbar, w_tile, rows, live, head, col, H, K, BK)
-        g_tile = load_rows(gain, rows, live, head, col, H, K, BK)
-        g_lam += tl.sum(g_tile * lam_g, 1)
-        y_g += tl.sum(g_tile * y_tile, 1)
+        w_high, w_low = split(w_tile)
+        store_tokens(wbar_high, w_high, first, live, head, col, H, K, C, BK)
+        store_tokens(wbar_low, w_low, first, live, head, col, H, K, C, BK)
+        g_high = load_tokens(gain_high, first, live, head, col, H, K, C, BK)
+        g_low = load_tokens(gain_low, first, live, head, col, H, K, C, BK)
+        heard = pair_product(w_high, w_low, tl.trans(g_high), tl.trans(g_low), heard)
+        k_tile = k_tile.to(tl.float32)
         w_k += tl.sum(w_tile * k_tile, 1)
         k_k += tl.sum(k_tile * k_tile, 1)
+        channels = col + tl.arange(0, BK)
+        lam_trace += tl.sum(tl.load(trace + at * K + channels, mask=channels < K, other=0.0), 0)
 
-    ds = g_lam - y_g  # sbar
+    # wbar . g = y . g - 2 g . Lambda g, so that sbar = c + g . Lambda g = (c + sigma - wbar . g) / 2.
+    w_g = tl.sum(tl.where(i[:, None] == i[None, :], heard, 0.0), 1)
+    ds = 0.5 * (load_gate(along_key, first, live, head, H, C, 0.0) - w_g)
     gathered = 0.0 * ds
     if dinnovation_var is not None:
-        sigma = load_gate(dinnovation_var, rows, live, head, H, 0.0)
-        ds += sigma
+        sigma = load_gate(dinnovation_var, first, live, head, H, C, 0.0)
+        ds += 0.5 * sigma
         gathered += sigma * spread
-    given = load_gate(obs_noise, rows, live, head, H, 1.0)
+    given = load_gate(obs_noise, first, live, head, H, C, 1.0)
+    noise = load_gate(process_noise, first, live, head, H, C, 0.0)
     least = tl.load(floor + head)
     binds = least * k_k > given
     gathered -= ds * tl.where(binds, least * k_k, given)
     power = w_k + ds * k_k
     if dvar is not None:
-        nu = load_gate(dvar, rows, live, head, H, 0.0)
-        gathered += nu * load_gate(var, rows, live, head, H, 0.0)
+        nu = load_gate(dvar, first, live, head, H, C, 0.0)
+        gathered += nu * load_gate(var, first, live, head, H, C, 0.0)
         power += nu * q_q
-    d_noise = to_end * to_end * tl.load(trace + at) + tl.sum(ratio * ratio * power[:, None], 0)
-    gathered -= load_gate(process_noise, rows, live, head, H, 0.0) * d_noise
+    ratio *= ratio
+    d_noise = to_end * to_end * lam_trace + tl.sum(ratio * power[:, None], 0)
+    gathered -= noise * d_noise
     onward = tl.sum(tl.where(i[:, None] >= i[None, :], gathered[:, None], 0.0), 0)
-
-    to = rows * H + head
-    tl.store(gain_weight + to, 2.0 * ds * spread, mask=live)
-    tl.store(key_weight + to, tl.where(binds, 2.0 * least * ds, 0.0), mask=live)
-    tl.store(dlog_retention + to, 2.0 * (tl.load(overlap + at) + onward), mask=live)
-    tl.store(dprocess_noise + to, d_noise, mask=live)
-    tl.store(dobs_noise + to, tl.where(binds, 0.0, ds), mask=live)
+    store_gate(dlog_retention, 2.0 * onward, first, live, head, H, C)
+    tl.store(turned + at, tl.sum(gathered, 0))
+    store_gate(dprocess_noise, d_noise, first, live, head, H, C)
+    store_gate(dobs_noise, tl.where(binds, 0.0, ds), first, live, head, H, C)
     tl.store(dfloor + at, tl.sum(tl.where(binds & live, ds * k_k, 0.0), 0))
+
+    # P-_t wbar_t, and along the gain itself the 2 sbar s of the innovation variance.
+    told = tl.where(below, ratio * heard, 0.0) * load_gate(innovation_var, first, live, head, H, C, 1.0)[None, :]
+    told = tl.where(i[:, None] == i[None, :], (2.0 * ds * spread)[:, None], -told)
+    added = tl.sum(ratio * noise[None, :], 1)  # c_t
+    along = tl.where(binds, 2.0 * least * ds, 0.0)
+    tl.debug_barrier()  # wbar is read where other threads wrote it
+    for col in range(0, K, OUT_BLOCK):
+        total = tl.zeros([C, OUT_BLOCK], tl.float32)
+        for sum_col in range(0, K, SUM_BLOCK):
+            w_high = load_tokens(wbar_high, first, live, head, sum_col, H, K, C, SUM_BLOCK)
+            w_low = load_tokens(wbar_low, first, live, head, sum_col, H, K, C, SUM_BLOCK)
+            # P_0 is symmetric: its rows are read for its columns.
+            cov_tile = load_matrix(checkpoints + at * (K * K), col, sum_col, K, OUT_BLOCK, SUM_BLOCK)
+            cov_high, cov_low = split(tl.trans(cov_tile))
+            total = pair_product(w_high, w_low, cov_high, cov_low, total)
+        w_high = load_tokens(wbar_high, first, live, head, col, H, K, C, OUT_BLOCK)
+        w_low = load_tokens(wbar_low, first, live, head, col, H, K, C, OUT_BLOCK)
+        k_tile = load_tokens(k, first, live, key_head, col, G, K, C, OUT_BLOCK).to(tl.float32)
+        total = (since * since)[:, None] * total + added[:, None] * joined(w_high, w_low) + along[:, None] * k_tile
+        g_high = load_tokens(gain_high, first, live, head, col, H, K, C, OUT_BLOCK)
+        g_low = load_tokens(gain_low, first, live, head, col, H, K, C, OUT_BLOCK)
+        told_high, told_low = split(told)
+        total = pair_product(told_high, told_low, g_high, g_low, total)
+        store_tokens(dk, total, first, live, head, col, H, K, C, OUT_BLOCK)
+
+
+@triton.jit
+@no_type_check
+def settle_kernel(
+    overlap,
+    turned,
+    dlog_retention,
+    seq_start,
+    chunk_seq,
+    chunk_first,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    RENEW: tl.constexpr,
+):
+    """One program a chunk and head: adds 2 <Lambda_C, P_C> to its log retentions, from the next chunk that has it."""
+    chunk, head = tl.program_id(0), tl.program_id(1)
+    first, live = place_chunk(chunk, seq_start, chunk_seq, chunk_first, C)
+    if tl.max(live.to(tl.int32), 0) == 0:
+        return
+    known = chunk + (tl.load(chunk_first + tl.load(chunk_seq + chunk) + 1) - 1 - chunk) % RENEW
+    tau = tl.load(overlap + (known * H + head))
+    for later in range(chunk + 1, known + 1):
+        tau += tl.load(turned + (later * H + head))
+    onward = load_gate(dlog_retention, first, live, head, H, C, 0.0)
+    store_gate(dlog_retention, onward + 2.0 * tau, first, live, head, H, C)
 
 
 def tokens(
     k: Tensor,
     q: Tensor | None,
-    gain: Tensor,
     innovation_var: Tensor,
     gates: tuple[Tensor, Tensor, Tensor, Tensor],
     gradients: tuple[Tensor, Tensor | None, Tensor | None],
     var: Tensor | None,
+    checkpoints: Tensor,
     prepared: Prepared,
     chained: Chained,
     spans: Spans,
     prec: str,
     tuning: Tuning | None,
 ) -> TokenGradients:
-    """Launch ``tokens_kernel``; wbar takes the place of ``prepared.read``.
+    """Launch ``tokens_kernel`` and ``settle_kernel``; wbar takes the place of ``prepared.read``, as a pair.
 
-    ``gates`` are log_retention, process_noise, obs_noise and floor, ``gradients`` dgain, dinnovation_var and dvar, and
-    ``var`` is the predictive variance, with ``dvar``; the rest as in ``covariance_backward``.
+    ``gates`` are log_retention, process_noise, obs_noise and floor, ``gradients`` dgain, dinnovation_var and dvar,
+    and ``var`` is the predictive variance, with ``dvar``; the rest as in ``covariance_backward``.
     """
-    heads, key_dim = gain.shape[1:]
-    wbar = prepared.read.view(-1)[: gain.numel()].view_as(gain)
-    made = TokenGradients(wbar, *(torch.empty_like(innovation_var) for _ in range(5)), torch.zeros_like(chained.trace))
+    heads, key_dim = prepared.gain[0].shape[1:]
+    wbar = (x.view(-1)[: prepared.gain[0].numel()].view_as(prepared.gain[0]) for x in prepared.read)
+    made = TokenGradients(
+        torch.empty_like(prepared.gain[0], dtype=k.dtype),
+        torch.empty_like(innovation_var),
+        torch.empty_like(innovation_var),
+        torch.empty_like(innovation_var),
+        torch.zeros_like(chained.overlap),
+    )
+    turned = torch.empty_like(chained.overlap)
     tokens_kernel[(spans.chunks, heads)](
         k,
         q,
-        gain,
+        *prepared.gain,
         innovation_var,
         *gates,
         *gradients,
@@ -198,14 +281,15 @@ def tokens(
         prepared.solve,
         prepared.direct,
         prepared.query,
-        chained.sent,
+        prepared.along,
+        *chained.sent,
         chained.met,
         chained.trace,
-        chained.overlap,
-        made.wbar,
-        made.gain_weight,
-        made.key_weight,
+        checkpoints,
+        *wbar,
+        made.k,
         made.log_retention,
+        turned,
         made.process_noise,
         made.obs_noise,
         made.floor,
@@ -216,7 +300,18 @@ def tokens(
         G=k.shape[1],
         K=key_dim,
         C=spans.chunk_size,
-        PREC=prec,
-        **tokens_config(gain, tuning),
+        **tokens_config(k, prec, tuning),
+    )
+    settle_kernel[(spans.chunks, heads)](
+        chained.overlap,
+        turned,
+        made.log_retention,
+        spans.seq_start,
+        spans.chunk_seq,
+        spans.chunk_first,
+        H=heads,
+        C=spans.chunk_size,
+        RENEW=chained.renew,
+        num_warps=1,
     )
     return made

@@ -85,4 +85,4 @@ def _device(x: Tensor) -> tuple[int, int]:
     if x.device.type != "cuda":
         return 227 * 1024, 132
     found = torch.cuda.get_device_properties(x.device)
-    return found.shared_memory_per_block_optin, found.multi_processor_count
+    return found.shared_memory_per_block_optin, found.multi_processor_count  # type: ignore[attr-defined]
