@@ -66,9 +66,15 @@ class FilterOutput:
             noise), ``[B, T, H]``, at least float32.
         log_evidence: ``log p(v_t | v_<t)`` in nats, summed over the V channels, ``[B, T, H]``.
         final_belief: belief after the last token (of every packed sequence).
+        innovation_var: ``k_t^T cov_t|t-1 k_t + obs_noise_t``, variance with which each value channel was
+            predicted, ``[B, T, H]``, at least float32.
+        innovation_energy: mean over the V channels of the squared innovation over its variance,
+            ``[B, T, H]``: 1 on average where the memory knows its errors, more where it is too sure.
     """
 
     o: Float[Tensor, "B T H V"]
     predictive_var: Float[Tensor, "B T H"] | None = None
     log_evidence: Float[Tensor, "B T H"] | None = None
     final_belief: Belief | MixtureBelief | None = None
+    innovation_var: Float[Tensor, "B T H"] | None = None
+    innovation_energy: Float[Tensor, "B T H"] | None = None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from bayesmem.design import MixtureModel
 from bayesmem.models import BayesMemConfig, BayesMemForCausalLM, BeliefCache
 
 MIXER = {"num_heads": 2, "head_dim": 6, "num_value_heads": 4, "value_dim": 5}
@@ -99,6 +100,17 @@ def test_uncertainty_is_reported(model):
     assert all((v >= 0).all() and (v <= 1 + 1e-5).all() for v in out.predictive_var)
     assert [e.shape for e in out.log_evidence] == [(2, 11, 4)] * 2
     assert model(tokens()).predictive_var is None
+
+
+def test_innovation_statistics_are_those_of_the_evidence(model):
+    """``log p = -V/2 (log 2 pi s + e)``, s the innovation's variance, e its energy."""
+    out = model(tokens(), output_uncertainty=True)
+    for var, energy, evidence in zip(out.innovation_var, out.innovation_energy, out.log_evidence, strict=True):
+        if isinstance(model.config.layer_config().model, MixtureModel):
+            assert var is None and energy is None
+            continue
+        assert (var > 0).all() and (energy >= 0).all()
+        torch.testing.assert_close(-0.5 * 5 * ((2 * torch.pi * var).log() + energy), evidence)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from itertools import accumulate
+from itertools import accumulate, product
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import pad
 
 from bayesmem.ops import Additive, Assumptions, bayesian_filter
 from bayesmem.ops.context_parallel import context_parallel_filter
@@ -183,28 +184,27 @@ def check_float32() -> None:
 
 
 def check_tail() -> None:
-    """Earlier inputs across one rank or several, in any length and type, and their gradients."""
+    """Earlier inputs across one rank or several, in any length and type, over padding, and their gradients."""
     world, rank = dist.get_world_size(), dist.get_rank()
     lengths = LENGTHS[world]
-    start, stop = sum(lengths[:rank]), sum(lengths[: rank + 1])
+    ends = (0, *accumulate(lengths))
+    start, stop = ends[rank], ends[rank + 1]
     assert slice_start(lengths[rank], torch.empty(0), None) == start
-    for size in (0, 1, 3, 8):
-        for dtype in (torch.float64, torch.float32, torch.bfloat16):
-            rng = torch.Generator().manual_seed(size)
-            whole = torch.randn(2, sum(lengths), 3, generator=rng, dtype=torch.float64).to(dtype)
-            padded = torch.cat([torch.zeros(2, size, 3, dtype=dtype), whole.clone().requires_grad_()], 1)
-            own = whole[:, start:stop].clone().requires_grad_()
-            tail = exchange_tail(own, size, None)
-            assert torch.equal(tail, padded[:, start : start + size]) and tail.dtype == dtype
-            (tail * (rank + 1)).sum().backward() if size else None
-            wanted = torch.zeros_like(own)
-            for other in range(world):
-                first = sum(lengths[:other])
-                for t in range(max(0, first - size), first):
-                    if size and start <= t < stop:
-                        wanted[:, t - start] += other + 1
-            grad = torch.zeros_like(own) if own.grad is None else own.grad
-            assert torch.equal(grad, wanted), (size, dtype)
+    masks = [None, torch.rand(2, ends[-1], generator=torch.Generator().manual_seed(0)) < 0.6]
+    for size, dtype, mask in product((0, 1, 3, 8), (torch.float64, torch.float32, torch.bfloat16), masks):
+        rng = torch.Generator().manual_seed(size)
+        whole = torch.randn(2, ends[-1], 3, generator=rng, dtype=torch.float64).to(dtype).requires_grad_()
+        tails = []
+        for first in ends[:-1]:
+            rows = [x[:first] if mask is None else x[:first][mask[row, :first]] for row, x in enumerate(whole)]
+            tails.append(torch.stack([pad(x, (0, 0, size, 0))[len(x) :] for x in rows]))
+        sum((tail * (other + 1)).sum() for other, tail in enumerate(tails)).backward()
+        own = whole.detach()[:, start:stop].clone().requires_grad_()
+        tail = exchange_tail(own, size, None, None if mask is None else mask[:, start:stop])
+        assert tail.dtype == dtype and torch.equal(tail, tails[rank])
+        if size:
+            (tail * (rank + 1)).sum().backward()
+            assert torch.equal(own.grad, whole.grad[:, start:stop]), (size, dtype)
 
 
 def refusal(call: Callable[[], object]) -> str:
@@ -242,6 +242,7 @@ def check_refusals() -> None:
     assert "B = 2" in run(two, cu_seqlens=torch.tensor([0, 3]))
     assert "3 axes" in refusal(lambda: exchange_tail(torch.ones(2, 3), 1, None))
     assert "size is -1" in refusal(lambda: exchange_tail(torch.ones(2, 3, 4), -1, None))
+    assert "attention_mask" in refusal(lambda: exchange_tail(torch.ones(2, 3, 4), 1, None, torch.ones(2, 4)))
     others = dist.new_group([1])
     assert rank == 1 or "does not hold this process" in refusal(lambda: exchange_tail(torch.ones(2, 3, 4), 1, others))
 

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from bayesmem.design import Design, DesignModel, LatentInput, Measurement, MixtureModel, from_dict, named
+from bayesmem.design import Design, DesignModel, LatentInput, Mean, Measurement, MixtureModel, from_dict, named
+
+OUTPUT_GATES = ("silu", "sigmoid", "none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,10 +19,15 @@ class BayesianLayerConfig:
         value_dim: value dim V of each value head; default K.
         num_value_heads: value heads H, a multiple of G; default G.
         conv_size: taps of the short causal convolution over q, k, v; 0 leaves it out.
+        conv_bias: whether the convolution adds a bias.
         design: a name of the zoo (``bayesmem designs`` lists them), a design, or one as plain data.
         retention_init: starting share of certainty kept at every token, where it is learned:
             ``rho^2`` of prior mixing, ``gamma`` of a discount or log-linear mixing.
         norm_eps: epsilon of the output's RMS norm.
+        output_gate: what gates the normalised output: ``silu`` or ``sigmoid`` of a projection, or ``none``.
+        allow_neg_eigval: let beta reach 2, so that a write may flip what was stored (Grazzi et al.,
+            arXiv 2411.12537). No observation noise is so small: a delta rule (covariance reset, unit
+            keys) only, and then without variance or evidence.
     """
 
     hidden_size: int
@@ -29,9 +36,12 @@ class BayesianLayerConfig:
     value_dim: int | None = None
     num_value_heads: int | None = None
     conv_size: int = 4
+    conv_bias: bool = False
     design: Design | str | dict[str, Any] = "bayesian"
     retention_init: float | int = 0.999
     norm_eps: float | int = 1e-5
+    output_gate: str = "silu"
+    allow_neg_eigval: bool = False
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_heads", "head_dim"):
@@ -48,7 +58,19 @@ class BayesianLayerConfig:
             raise ValueError(f"conv_size is {self.conv_size}; expected 0 (none) or more.")
         if not 0 < self.retention_init < 1:
             raise ValueError(f"retention_init is {self.retention_init}; expected a share within (0, 1).")
-        self.model  # noqa: B018  (an unknown design is refused now)
+        if self.output_gate not in OUTPUT_GATES:
+            raise ValueError(
+                f"output_gate is {self.output_gate!r}; expected one of {', '.join(map(repr, OUTPUT_GATES))}."
+            )
+        if self.conv_bias and not self.conv_size:
+            raise ValueError("conv_bias is set and conv_size is 0; give the convolution taps, or leave out its bias.")
+        model = self.model  # an unknown design is refused now
+        delta_rule = self.meets_beta and self.evidence.covariance == "reset"
+        if self.allow_neg_eigval and not (delta_rule and isinstance(self.evidence.readout, Mean)):
+            raise ValueError(
+                f"allow_neg_eigval with design {model.name}: a beta above 1 is no measurement's; it goes with the "
+                "covariance reset, unit keys and the mean read out, such as design='gated_deltanet' or 'deltanet'."
+            )
 
     @property
     def model(self) -> Design:
@@ -80,6 +102,14 @@ class BayesianLayerConfig:
         """Whether keys and queries are normalised."""
         write = self.evidence.write
         return isinstance(write, Measurement) and write.unit_keys
+
+    @property
+    def meets_beta(self) -> bool:
+        """Whether a first write, or under reset every write, has the gain ``beta k``, beta given at every token."""
+        design = self.model
+        if not isinstance(design, DesignModel) or design.covariance not in ("full", "reset") or not self.unit_keys:
+            return False
+        return design.prior.var == 1 and isinstance(design.write, Measurement) and design.write.obs_noise == "token"
 
     @property
     def value_heads(self) -> int:

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from bayesmem import ops
 from bayesmem.design import DesignModel, MixtureModel
 from bayesmem.design import assumptions as a
 from bayesmem.layers.mixture import mix
-from bayesmem.ops.validate import OUTPUTS, check_values, one_of, shape_of
+from bayesmem.ops.context_parallel import context_parallel_filter
+from bayesmem.ops.validate import MEASURED, OUTPUTS, check_values, one_of, shape_of
 from bayesmem.types import Belief, FilterOutput, MixtureBelief
 
 Inputs = Mapping[str, Tensor | None]
@@ -25,8 +28,12 @@ class FilterContext:
         initial_belief: belief before the first token.
         cu_seqlens: offsets of packed sequences, in tokens.
         attention_mask: ``[B, T]``, 0 where a token is padding, which then changes nothing.
-        outputs: any of ``"predictive_var"``, ``"log_evidence"``, ``"final_belief"``.
+        outputs: as of ``bayesian_filter``; a mixture, whose prediction is no Gaussian, has no
+            ``"innovation_var"`` or ``"innovation_energy"``.
         backend: of ``bayesian_filter``.
+        validate: whether the filter reads its values, as ``bayesian_filter`` has it.
+        group: ranks that share every sequence, in rank order, where each holds a slice of its tokens; ``cu_seqlens``
+            and beliefs are then those of the whole (``context_parallel_filter``).
     """
 
     initial_belief: Belief | MixtureBelief | None = None
@@ -34,6 +41,8 @@ class FilterContext:
     attention_mask: Tensor | None = None
     outputs: tuple[str, ...] = ()
     backend: str | ops.Backend = "auto"
+    validate: bool | None = None
+    group: dist.ProcessGroup | None = None
 
 
 def filter_design(
@@ -81,7 +90,8 @@ def filter_design(
     if isinstance(readout, a.MeanAndVariance | a.PrecisionWeighted | a.Expected):
         wanted.add("predictive_var")
     bounds = context.cu_seqlens
-    out = ops.bayesian_filter(
+    run = ops.bayesian_filter if context.group is None else partial(context_parallel_filter, group=context.group)
+    out = run(
         q,
         k,
         v,
@@ -92,15 +102,24 @@ def filter_design(
         cu_seqlens=None if bounds is None else bounds * count,
         outputs=sorted(wanted),
         backend=context.backend,
+        validate=context.validate,
     )
     if count > 1:
         out = _gathered(out, count)
     noise = given["obs_noise"][:, count - 1 :: count] if measured else None
     out = replace(out, o=_read_out(readout, out, noise))
-    if context.attention_mask is not None and out.log_evidence is not None:
-        out = replace(out, log_evidence=out.log_evidence * context.attention_mask[..., None].to(out.log_evidence.dtype))
+    if context.attention_mask is not None:  # padding surprises nobody
+        out = replace(
+            out,
+            log_evidence=_unpadded(out.log_evidence, context.attention_mask),
+            innovation_energy=_unpadded(out.innovation_energy, context.attention_mask),
+        )
     keep = "predictive_var" in context.outputs or isinstance(readout, a.MeanAndVariance)
     return out if keep else replace(out, predictive_var=None)
+
+
+def _unpadded(x: Tensor | None, mask: Tensor) -> Tensor | None:
+    return None if x is None else x * mask[..., None].to(x.dtype)
 
 
 def _check(
@@ -130,7 +149,7 @@ def _check(
     if context.attention_mask is not None:
         shape_of("attention_mask", context.attention_mask, "B T", sizes)
     if context.outputs and isinstance(context.outputs, tuple) and design.recurrence.gain_rule is None:
-        for name in ("predictive_var", "log_evidence"):
+        for name in ("predictive_var", *MEASURED):
             if name in context.outputs:
                 raise ValueError(f"{name} of {design.name}: this design computes a mean without a covariance.")
     return sizes
@@ -198,13 +217,15 @@ def _spread(q: Tensor, given: dict[str, Tensor], count: int) -> tuple[Tensor, di
 
 
 def _gathered(out: FilterOutput, count: int) -> FilterOutput:
-    """Back to one output a token: read after its last measurement, evidence of all of them."""
+    """Back to one output a token: read after its last measurement, evidence of all of them, their mean innovation."""
     var, evidence = out.predictive_var, out.log_evidence
+    innovations = {name: getattr(out, name) for name in ("innovation_var", "innovation_energy")}
     return replace(
         out,
         o=out.o[:, count - 1 :: count],
         predictive_var=None if var is None else var[:, count - 1 :: count],
         log_evidence=None if evidence is None else evidence.unflatten(1, (-1, count)).sum(2),
+        **{n: None if x is None else x.unflatten(1, (-1, count)).mean(2) for n, x in innovations.items()},
     )
 
 
@@ -276,6 +297,10 @@ def _filter_mixture(
     """Every component filters the same evidence; their evidence weighs them."""
     for output in context.outputs:
         one_of("outputs", output, OUTPUTS)
+        if output.startswith("innovation"):
+            raise ValueError(f"{output} of {design.name}: a mixture predicts no Gaussian; ask a component for its own.")
+    if context.group is not None:
+        raise ValueError(f"{design.name} cannot be split across ranks: a mixture's weights are not exchanged.")
     start = context.initial_belief
     if isinstance(start, Belief) or (start is not None and len(start.parts) != len(design.components)):
         raise ValueError(

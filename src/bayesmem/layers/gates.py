@@ -99,7 +99,8 @@ class Gates(nn.Module):
         given: dict[str, Tensor] = {}
         if "obs_noise" in self.axes:
             logit = self._logit("b", x).clamp(-BETA_LOGIT_BOUND, BETA_LOGIT_BOUND)
-            given["obs_noise"] = torch.exp(-logit)
+            # beta = 2 sigmoid(b) where it may reach 2: 1 / beta - 1 is then (e^-b - 1) / 2
+            given["obs_noise"] = torch.expm1(-logit) / 2 if self.config.allow_neg_eigval else torch.exp(-logit)
         if hasattr(self, "a_proj"):
             rate = F.softplus(_wide(self.a_proj(x)) + _wide(self.dt_bias))
             speed = _wide(self.A_log).exp()

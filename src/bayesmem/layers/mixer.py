@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from bayesmem.design import Mean, MeanAndVariance, PrecisionWeighted
+from bayesmem.design import DesignModel, Mean, MeanAndVariance, PrecisionWeighted
 from bayesmem.layers.cache import LayerCache
 from bayesmem.layers.config import BayesianLayerConfig
 from bayesmem.layers.filtering import FilterContext, filter_design, precision_weight
@@ -14,6 +15,7 @@ from bayesmem.layers.gates import Gates
 from bayesmem.layers.projections import Projections
 from bayesmem.layers.readout import Readout
 from bayesmem.ops import Backend
+from bayesmem.ops.exchange import exchange_tail, slice_start
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +27,16 @@ class LayerOutput:
         cache: memory after the last token, where asked for.
         predictive_var: variance of each head's read-out, where asked for.
         log_evidence: log density of each token's values before they were written, in nats.
+        innovation_var: variance with which each value channel was predicted; no mixture has one.
+        innovation_energy: mean squared innovation over its variance, 1 on average where the memory knows its errors.
     """
 
     hidden_states: Float[Tensor, "B T D"]
     cache: LayerCache | None = None
     predictive_var: Float[Tensor, "B T H"] | None = None
     log_evidence: Float[Tensor, "B T H"] | None = None
+    innovation_var: Float[Tensor, "B T H"] | None = None
+    innovation_energy: Float[Tensor, "B T H"] | None = None
 
 
 class BayesianLayer(nn.Module):
@@ -60,45 +66,72 @@ class BayesianLayer(nn.Module):
         *,
         use_cache: bool = False,
         output_uncertainty: bool = False,
+        context_group: dist.ProcessGroup | None = None,
     ) -> LayerOutput:
         """Write every token into the memory and read it out.
 
         Args:
             hidden_states: inputs.
-            attention_mask: 0 or False where a token is padding, which the memory does not hear. The short
-                convolution does hear its zeros after padding inside a row or on the right: to go on
-                from a cache, pad on the left.
+            attention_mask: 0 or False where a token is padding, which neither the memory nor the short convolution
+                hears, wherever it stands.
             cache: the memory to go on from; one row a sequence.
             cu_seqlens: offsets of sequences packed in one row (B = 1); not with a cache.
             use_cache: whether to return the memory after the last token.
-            output_uncertainty: whether to return predictive variance and log evidence.
+            output_uncertainty: whether to return predictive variance, log evidence and innovation statistics.
+            context_group: ranks that share every sequence, each holding a slice of its tokens, in rank order; all
+                inputs are then slices but ``cu_seqlens``, which is that of the whole. Not with a cache.
 
         Raises:
             ValueError: arguments that contradict, or inputs the filter refuses.
         """
         if cu_seqlens is not None and (cache is not None or use_cache):
             raise ValueError("cu_seqlens with a cache: packed sequences end at different places; pass them unpacked.")
+        if context_group is not None and (cache is not None or use_cache):
+            raise ValueError("context_group with a cache: a sequence split across ranks is run whole, without one.")
+        if self.config.allow_neg_eigval and output_uncertainty:
+            raise ValueError(
+                "output_uncertainty with allow_neg_eigval: a beta above 1 has no observation noise, so that there is "
+                "no variance to report; leave it out, or train with allow_neg_eigval=False."
+            )
         x = hidden_states
         if x.shape[-1] != self.config.hidden_size:
             raise ValueError(f"hidden_states has width {x.shape[-1]}; this layer expects {self.config.hidden_size}.")
         if attention_mask is not None:
             x = x * attention_mask[..., None].to(x.dtype)
         tail = self.projections.new_tail(x) if cache is None else cache.conv_tail
-        position = None if cu_seqlens is None else _positions(cu_seqlens, x.shape[1])
-        q, k, v, tail = self.projections(x, tail, position)
+        start = 0
+        if context_group is not None:
+            padding = attention_mask if cu_seqlens is None else None  # the convolution passes over it in plain rows
+            tail = self.projections.tail_of(exchange_tail(x, tail.shape[1], context_group, padding))
+            start = 0 if cu_seqlens is None else slice_start(x.shape[1], x, context_group)
+        position = None if cu_seqlens is None else _positions(cu_seqlens, x.shape[1], start)
+        q, k, v, tail = self.projections(x, tail, position, attention_mask)
         inputs = self.gates(x)
+        measured = dict(inputs)
+        if self.config.meets_beta:
+            assert k is not None
+            measured["obs_noise"] = _of_beta(inputs["obs_noise"], k, clamp=not self.config.allow_neg_eigval)
         design = self.config.model
         readout = self.config.evidence.readout
         weighted = isinstance(readout, PrecisionWeighted)
         asked = ["predictive_var", "log_evidence"] if output_uncertainty else []
+        asked += (
+            ["innovation_var", "innovation_energy"] if output_uncertainty and isinstance(design, DesignModel) else []
+        )
         asked += ["final_belief"] if use_cache else []
         asked += ["predictive_var"] if weighted or isinstance(readout, MeanAndVariance) else []
         context = FilterContext(
-            None if cache is None else cache.belief, cu_seqlens, attention_mask, tuple(asked), self.backend
+            None if cache is None else cache.belief,
+            cu_seqlens,
+            attention_mask,
+            tuple(asked),
+            self.backend,
+            validate=False if self.config.allow_neg_eigval else None,  # its noise may be negative, its gain is beta k
+            group=context_group,
         )
         if weighted:  # once, after the norm: DesignModel.filter would weigh before it
             design = self.config.evidence.but(readout=Mean())
-        filtered = filter_design(design, q, k, v, inputs, context)
+        filtered = filter_design(design, q, k, v, measured, context)
         weight = precision_weight(self.config.evidence, inputs, filtered.predictive_var) if weighted else None
         belief = filtered.final_belief
         return LayerOutput(
@@ -106,10 +139,25 @@ class BayesianLayer(nn.Module):
             LayerCache(belief, tail) if belief is not None else None,
             filtered.predictive_var if output_uncertainty else None,
             filtered.log_evidence,
+            filtered.innovation_var,
+            filtered.innovation_energy,
         )
 
 
-def _positions(cu_seqlens: Int[Tensor, "_"], length: int) -> Int[Tensor, "T"]:
-    """Position of every token in its own packed sequence."""
-    index = torch.arange(length, device=cu_seqlens.device)
+def _of_beta(obs_noise: Float[Tensor, "B N H"], k: Float[Tensor, "B N G K"], clamp: bool) -> Float[Tensor, "B N H"]:
+    """The noise whose gain is ``beta k`` to the letter: ``1 / beta - |k|^2``, also of keys a little short of 1.
+
+    Args:
+        obs_noise: ``1 / beta - 1``, which is the noise of keys of norm 1.
+        k: keys, ``x / sqrt(|x|^2 + eps)``.
+        clamp: keep the noise positive where a 16-bit key is longer than 1 by rounding.
+    """
+    missing = 1 - k.to(obs_noise.dtype).square().sum(-1)
+    missing = missing.repeat_interleave(obs_noise.shape[-1] // k.shape[-2], -1)
+    return obs_noise + (missing.clamp(min=0) if clamp else missing)
+
+
+def _positions(cu_seqlens: Int[Tensor, "_"], length: int, start: int = 0) -> Int[Tensor, "T"]:
+    """Position of every token in its own packed sequence; the tokens begin at ``start`` of the whole row."""
+    index = torch.arange(start, start + length, device=cu_seqlens.device)
     return index - cu_seqlens[torch.searchsorted(cu_seqlens, index, right=True) - 1]

@@ -1,7 +1,7 @@
 """From hidden states to queries, keys and values: projections, a short convolution, unit norms."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,17 +14,21 @@ class ShortConvolution(nn.Module):
     Args:
         channels: E.
         size: taps; the last one weighs the current token.
+        bias: whether to add one.
     """
 
-    def __init__(self, channels: int, size: int):
+    def __init__(self, channels: int, size: int, bias: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, size))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start uniform within ``1 / sqrt(size)``, as torch's convolutions do."""
+        """Start uniform within ``1 / sqrt(size)``, as torch's convolutions do; the bias at 0."""
         bound = self.weight.shape[1] ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(
         self,
@@ -48,6 +52,8 @@ class ShortConvolution(nn.Module):
             if position is not None:
                 term = term * (position >= back)[:, None]
             mixed = mixed + term
+        if self.bias is not None:
+            mixed = mixed + self.bias.to(x.dtype)
         return F.silu(mixed)
 
 
@@ -73,19 +79,30 @@ class Projections(nn.Module):
             setattr(self, f"{name}_proj", nn.Linear(config.hidden_size, size, bias=False))
         if config.conv_size:
             for name, size in self.sizes.items():
-                setattr(self, f"{name}_conv1d", ShortConvolution(size, config.conv_size))
+                setattr(self, f"{name}_conv1d", ShortConvolution(size, config.conv_size, config.conv_bias))
 
     def new_tail(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B S E"]:
         """The convolution's inputs before the first token: zeros."""
         return x.new_zeros(x.shape[0], max(self.config.conv_size - 1, 0), sum(self.sizes.values()))
+
+    def tail_of(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S E"]:
+        """The convolution's inputs before a segment, from the hidden states before it; zeros give zeros."""
+        return torch.cat([getattr(self, f"{name}_proj")(x) for name in self.sizes], -1)
 
     def forward(
         self,
         x: Float[Tensor, "B T D"],
         tail: Float[Tensor, "B S E"],
         position: Int[Tensor, "T"] | None = None,
+        attention_mask: Shaped[Tensor, "B T"] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Project, convolve and normalise.
+
+        Args:
+            x: hidden states.
+            tail: the convolution's inputs before them.
+            position: each token's position in its own packed sequence.
+            attention_mask: 0 or False where a token is padding, which the convolution passes over.
 
         Returns:
             q ``[B, T, G, K]``, k ``[B, N, G, K]`` (``None`` where tied), v ``[B, N, H, V]``, N the measurements,
@@ -94,9 +111,17 @@ class Projections(nn.Module):
         streams = {name: getattr(self, f"{name}_proj")(x) for name in self.sizes}
         if self.config.conv_size:
             joined = torch.cat(list(streams.values()), -1)
-            raw = torch.cat([tail.to(joined.dtype), joined], 1)
-            tails = dict(zip(self.sizes, tail.split(list(self.sizes.values()), -1), strict=True))
-            streams = {n: getattr(self, f"{n}_conv1d")(s, tails[n], position) for n, s in streams.items()}
+            tail, order = tail.to(joined.dtype), None
+            if attention_mask is not None and position is None:
+                order = _padding_first(attention_mask, tail.shape[1])
+                tail, joined = _reordered(torch.cat([tail, joined], 1), order).split([tail.shape[1], x.shape[1]], 1)
+            raw = torch.cat([tail, joined], 1)
+            sizes = list(self.sizes.values())
+            parts = zip(self.sizes, joined.split(sizes, -1), tail.split(sizes, -1), strict=True)
+            streams = {n: getattr(self, f"{n}_conv1d")(s, t, position) for n, s, t in parts}
+            if order is not None:
+                back = order.argsort(1)[:, tail.shape[1] :]
+                streams = {n: _reordered(F.pad(s, (0, 0, tail.shape[1], 0)), back) for n, s in streams.items()}
             tail = raw[:, raw.shape[1] - (self.config.conv_size - 1) :]
         else:
             streams = {name: F.silu(s) for name, s in streams.items()}
@@ -109,6 +134,15 @@ class Projections(nn.Module):
 
     def _measured(self, x: Float[Tensor, "B T E"], width: int) -> Float[Tensor, "B N H F"]:
         return x.unflatten(-1, (self.config.measurements, -1, width)).flatten(1, 2)
+
+
+def _padding_first(attention_mask: Tensor, before: int) -> Int[Tensor, "B S"]:
+    """Order of ``before`` earlier inputs and these tokens with the padding in front, so that it parts no two."""
+    return F.pad(attention_mask.bool(), (before, 0), value=True).int().sort(dim=1, stable=True).indices
+
+
+def _reordered(x: Float[Tensor, "B S E"], order: Int[Tensor, "B T"]) -> Float[Tensor, "B T E"]:
+    return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def unit_norm(x: Float[Tensor, "*axes K"], eps: float = 1e-6) -> Float[Tensor, "*axes K"]:

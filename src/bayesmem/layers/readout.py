@@ -1,5 +1,7 @@
 """From the filter's outputs back to hidden states: gated RMS norm and the output projection."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,6 +10,8 @@ from torch.nn import functional as F
 from bayesmem.design import MeanAndVariance
 from bayesmem.layers.config import BayesianLayerConfig
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}
+
 
 class GatedRMSNorm(nn.Module):
     """``RMSNorm(o) * weight * silu(gate)``, computed in float32.
@@ -15,18 +19,23 @@ class GatedRMSNorm(nn.Module):
     Args:
         size: V, the axis that is normalised.
         eps: added to the mean square.
+        activation: ``silu`` or ``sigmoid`` of the gate.
     """
 
-    def __init__(self, size: int, eps: float):
+    def __init__(self, size: int, eps: float, activation: str = "silu"):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
+        self.activation = ACTIVATIONS[activation]
 
-    def forward(self, o: Float[Tensor, "*axes V"], gate: Float[Tensor, "*axes V"]) -> Float[Tensor, "*axes V"]:
-        """Normalise and gate."""
+    def forward(
+        self, o: Float[Tensor, "*axes V"], gate: Float[Tensor, "*axes V"] | None = None
+    ) -> Float[Tensor, "*axes V"]:
+        """Normalise, and gate where a gate is given."""
         wide = o.float() if o.dtype in (torch.float16, torch.bfloat16) else o
         normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (normed * self.weight.to(wide.dtype) * F.silu(gate.to(wide.dtype))).to(o.dtype)
+        normed = normed * self.weight.to(wide.dtype)
+        return (normed if gate is None else normed * self.activation(gate.to(wide.dtype))).to(o.dtype)
 
 
 class Readout(nn.Module):
@@ -42,8 +51,9 @@ class Readout(nn.Module):
     def __init__(self, config: BayesianLayerConfig):
         super().__init__()
         width = config.value_heads * config.value_head_dim
-        self.g_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.o_norm = GatedRMSNorm(config.value_head_dim, config.norm_eps)
+        gated = config.output_gate != "none"
+        self.g_proj = nn.Linear(config.hidden_size, width, bias=False) if gated else None
+        self.o_norm = GatedRMSNorm(config.value_head_dim, config.norm_eps, config.output_gate if gated else "silu")
         self.with_variance = isinstance(config.evidence.readout, MeanAndVariance)
         self.o_proj = nn.Linear(width + config.value_heads * self.with_variance, config.hidden_size, bias=False)
 
@@ -62,7 +72,7 @@ class Readout(nn.Module):
             predictive_var: of the outputs; needed where the design reads it out.
             weight: how much each head counts, applied after the norm (which does not see scale).
         """
-        gate = self.g_proj(x).unflatten(-1, o.shape[-2:])
+        gate = None if self.g_proj is None else self.g_proj(x).unflatten(-1, o.shape[-2:])
         normed = self.o_norm(o, gate)
         if weight is not None:
             normed = (normed * weight[..., None]).to(normed.dtype)

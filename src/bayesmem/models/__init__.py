@@ -5,6 +5,7 @@ Importing this registers ``BayesMemConfig`` and ``BayesMemForCausalLM`` with the
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from bayesmem.models.attention import SoftmaxAttention, SoftmaxAttentionConfig
 from bayesmem.models.cache import BeliefCache
 from bayesmem.models.causal_lm import BayesMemForCausalLM, BayesMemOutput
 from bayesmem.models.config import BayesMemConfig
@@ -12,4 +13,11 @@ from bayesmem.models.config import BayesMemConfig
 AutoConfig.register(BayesMemConfig.model_type, BayesMemConfig)
 AutoModelForCausalLM.register(BayesMemConfig, BayesMemForCausalLM)
 
-__all__ = ["BayesMemConfig", "BayesMemForCausalLM", "BayesMemOutput", "BeliefCache"]
+__all__ = [
+    "BayesMemConfig",
+    "BayesMemForCausalLM",
+    "BayesMemOutput",
+    "BeliefCache",
+    "SoftmaxAttention",
+    "SoftmaxAttentionConfig",
+]

@@ -1,22 +1,17 @@
 """One block: norm, mixer, norm, gated MLP, each added to the stream."""
 
-import torch
-from jaxtyping import Float
+import torch.distributed as dist
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bayesmem.layers import BayesianLayer, LayerOutput
+from bayesmem.layers import BayesianLayer, BayesianLayerConfig, LayerCache
+from bayesmem.models.attention import AttentionCache, SoftmaxAttention, SoftmaxAttentionConfig
 from bayesmem.models.config import BayesMemConfig
+from bayesmem.models.norm import RMSNorm
 
-
-class RMSNorm(nn.RMSNorm):
-    """Root mean square norm, computed in float32 at least."""
-
-    def forward(self, x: Float[Tensor, "*axes D"]) -> Float[Tensor, "*axes D"]:
-        """``x / rms(x) * weight``."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        weight = self.weight.to(wide.dtype)
-        return F.rms_norm(wide, (x.shape[-1],), weight, self.eps).to(x.dtype)
+KNOWN = ("predictive_var", "log_evidence", "innovation_var", "innovation_energy")  # what a layer can tell of its errors
 
 
 class GatedMLP(nn.Module):
@@ -38,29 +33,70 @@ class GatedMLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """A mixer and, where the config has one, an MLP.
 
     Args:
         config: of the model.
+        mixer: of this layer.
     """
 
-    def __init__(self, config: BayesMemConfig):
+    def __init__(self, config: BayesMemConfig, mixer: BayesianLayerConfig | SoftmaxAttentionConfig):
         super().__init__()
         self.mixer_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.mixer = BayesianLayer(config.layer_config())
+        self.mixer: SoftmaxAttention | BayesianLayer
+        if isinstance(mixer, SoftmaxAttentionConfig):
+            self.mixer, self.knows = SoftmaxAttention(mixer), False
+        else:
+            self.mixer = BayesianLayer(mixer)
+            self.knows = mixer.model.recurrence.gain_rule is not None and not mixer.allow_neg_eigval
         if config.intermediate_size:
             self.mlp_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
             self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
 
-    def forward(self, x: Float[Tensor, "B T D"], **options: object) -> LayerOutput:
-        """Run the block; ``options`` are the mixer's.
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        attention_mask: Shaped[Tensor, "B T"] | None = None,
+        cache: LayerCache | AttentionCache | None = None,
+        cu_seqlens: Int[Tensor, "_"] | None = None,
+        position_ids: Int[Tensor, "_ T"] | None = None,
+        use_cache: bool = False,
+        output_uncertainty: bool = False,
+        context_group: dist.ProcessGroup | None = None,
+    ) -> tuple[Tensor | LayerCache | AttentionCache | None, ...]:
+        """Run the block.
+
+        Args:
+            x: the stream.
+            attention_mask: 0 or False where a token is padding.
+            cache: the mixer's memory to go on from.
+            cu_seqlens: offsets of sequences packed in one row.
+            position_ids: positions, for a mixer that has a use for them.
+            use_cache: whether to return the memory.
+            output_uncertainty: whether to return what the mixer knows of its errors.
+            context_group: ranks that share every sequence, each holding a slice of it.
 
         Returns:
-            The mixer's output, its hidden states replaced by the block's.
+            A plain tuple, which gradient checkpointing of either kind can see into: the stream, the memory,
+            and of ``KNOWN`` each ``[B, T, H]``, or ``None`` for what was not asked for or the mixer does not have.
         """
-        mixed = self.mixer(self.mixer_norm(x), **options)
-        x = x + mixed.hidden_states
+        normed = self.mixer_norm(x)
+        known: list[Tensor | None] = [None] * len(KNOWN)
+        if isinstance(self.mixer, SoftmaxAttention):
+            mixed, after = self.mixer(normed, attention_mask, cache, cu_seqlens, position_ids, use_cache=use_cache)
+        else:
+            out = self.mixer(
+                normed,
+                attention_mask,
+                cache,
+                cu_seqlens,
+                use_cache=use_cache,
+                output_uncertainty=output_uncertainty and self.knows,
+                context_group=context_group,
+            )
+            mixed, after, known = out.hidden_states, out.cache, [getattr(out, name) for name in KNOWN]
+        x = x + mixed
         if hasattr(self, "mlp"):
             x = x + self.mlp(self.mlp_norm(x))
-        return LayerOutput(x, mixed.cache, mixed.predictive_var, mixed.log_evidence)
+        return x, after, *known

@@ -1,12 +1,18 @@
-"""The model's memory between calls: one belief and convolution tail a layer. It never grows."""
+"""The model's memory between calls: one belief and convolution tail a layer. It never grows.
 
+Softmax attention layers, where a hybrid has some, keep all keys and values in theirs; those grow.
+"""
+
+import torch
 from torch import Tensor
 
 from bayesmem.layers import LayerCache
+from bayesmem.models.attention import AttentionCache
+from bayesmem.types import MixtureBelief
 
 
 class BeliefCache:
-    """Beliefs of all layers, in the place that transformers calls ``past_key_values``.
+    """Memories of all layers, in the place that transformers calls ``past_key_values``.
 
     Layer caches are immutable, so a ``copy`` costs nothing and can be continued on its own.
 
@@ -15,9 +21,10 @@ class BeliefCache:
     """
 
     is_compileable = False
+    is_croppable = False  # a belief does not forget its last token: branch before it instead
 
     def __init__(self, num_layers: int):
-        self.layers: list[LayerCache | None] = [None] * num_layers
+        self.layers: list[LayerCache | AttentionCache | None] = [None] * num_layers
         self.seen_tokens = 0
 
     def copy(self) -> "BeliefCache":
@@ -27,9 +34,40 @@ class BeliefCache:
         return branch
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens written so far (transformers asks for it)."""
+        """Tokens written so far, padding counted (transformers asks for it)."""
         return self.seen_tokens
+
+    @property
+    def batch_size(self) -> int | None:
+        """Sequences remembered; ``None`` before the first token."""
+        first = self.layers[0]
+        return None if first is None else _tensors(first)[0].shape[0]
+
+    def numel(self) -> int:
+        """Numbers held by all layers."""
+        return sum(x.numel() for layer in self.layers if layer is not None for x in _tensors(layer))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep the given batch rows, in this order (beam search asks for it)."""
-        self.layers = [None if layer is None else layer.rows(beam_idx) for layer in self.layers]
+        self.layers = [
+            None if layer is None else layer.rows(beam_idx.to(_tensors(layer)[0].device)) for layer in self.layers
+        ]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given batch rows, in this order; transformers' name for it."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence so many times, to go on from each in several ways."""
+        if self.batch_size is not None:
+            self.reorder_cache(torch.arange(self.batch_size).repeat_interleave(repeats))
+
+
+def _tensors(layer: LayerCache | AttentionCache) -> list[Tensor]:
+    if isinstance(layer, AttentionCache):
+        return [layer.keys, layer.values]
+    belief = layer.belief
+    parts = belief.parts if isinstance(belief, MixtureBelief) else (belief,)
+    held = [x for part in parts for x in (part.mean, part.cov) if x is not None]
+    held += [belief.log_weights] if isinstance(belief, MixtureBelief) else []
+    return [*held, layer.conv_tail]

@@ -67,7 +67,8 @@ def bayesian_filter(
         initial_belief: belief before the first token (one row a packed sequence); default: mean
             zero and the prior covariance. ``cov=None`` takes the prior's.
         cu_seqlens: ``[N + 1]`` offsets of N sequences packed in one row (B = 1).
-        outputs: any of ``"predictive_var"``, ``"log_evidence"``, ``"final_belief"``.
+        outputs: any of ``"predictive_var"``, ``"log_evidence"``, ``"innovation_var"``, ``"innovation_energy"``,
+            ``"final_belief"``.
         backend: ``auto`` (the kernels on a GPU for what they know; else chunk; recurrent for one token or
             under ``dof``), ``recurrent``, ``chunk``, ``triton``, or a ``Backend`` with settings.
         validate: whether to read the values for NaN and wrong signs; default: on a CPU only,
@@ -157,8 +158,10 @@ def _check(
     if assumptions.covariance == "none" and "predictive_var" in outputs:
         raise ValueError("predictive_var with covariance='none': this memory carries a mean only; ask for no variance.")
     if assumptions.write == "latent_input":
-        if obs_noise is not None or "log_evidence" in outputs:
-            raise ValueError("write='latent_input' measures nothing: pass obs_noise=None and ask for no log_evidence.")
+        asked = [name for name in check.MEASURED if name in outputs]
+        if obs_noise is not None or asked:
+            what = ", ".join(asked) or "log_evidence"
+            raise ValueError(f"write='latent_input' measures nothing: pass obs_noise=None and ask for no {what}.")
     elif obs_noise is None:
         raise ValueError("obs_noise is None; a measurement design needs its noise variance [B, T, H].")
     else:
@@ -199,14 +202,19 @@ def _named_tensors(
 
 def _output(s: Solution, dtype: torch.dtype, working: torch.dtype, outputs: Sequence[str]) -> FilterOutput:
     o = s.o.transpose(1, 2).to(dtype)
-    var = evidence = belief = None
+    var = evidence = belief = spread = energy = None
     if "predictive_var" in outputs and s.predictive_var is not None:
         var = s.predictive_var.transpose(1, 2).to(working)
-    if "log_evidence" in outputs and s.innovation is not None and s.innovation_var is not None:
+    if not {*check.MEASURED}.isdisjoint(outputs) and s.innovation is not None and s.innovation_var is not None:
         size, spread = s.innovation.shape[-1], s.innovation_var
-        evidence = -0.5 * (size * (2 * math.pi * spread).log() + (s.innovation**2).sum(-1) / spread)
-        evidence = evidence if s.log_evidence is None else s.log_evidence
-        evidence = evidence.transpose(1, 2).to(working)
+        energy = s.innovation.square().mean(-1) / spread
+        if "log_evidence" in outputs:
+            evidence = (
+                -0.5 * size * ((2 * math.pi * spread).log() + energy) if s.log_evidence is None else s.log_evidence
+            )
+            evidence = evidence.transpose(1, 2).to(working)
+        spread = spread.transpose(1, 2).to(working) if "innovation_var" in outputs else None
+        energy = energy.transpose(1, 2).to(working) if "innovation_energy" in outputs else None
     if "final_belief" in outputs:
         belief = s.final_belief  # in the dtype it was computed in, so that nothing is lost
-    return FilterOutput(o, var, evidence, belief)
+    return FilterOutput(o, var, evidence, belief, spread, energy)

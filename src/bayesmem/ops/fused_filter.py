@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
 from bayesmem.ops.normalise import LOG_ZERO
+from bayesmem.ops.validate import MEASURED
 from bayesmem.types import Belief, FilterOutput
 
 MAX_KEY_DIM, MAX_VALUE_DIM, SMALL_KEY_DIM = 256, 512, 128
@@ -107,7 +108,7 @@ def filter_fused(
     prior = a.prior_var.float() if isinstance(a.prior_var, Tensor) else torch.full((heads,), float(a.prior_var), **wide)
     start = None if belief is None else belief.mean.float().contiguous()
     given = None if belief is None or belief.cov is None else belief.cov.float().contiguous()
-    want_var, want_evidence = "predictive_var" in outputs, "log_evidence" in outputs
+    want_var, want_evidence = "predictive_var" in outputs, not set(MEASURED).isdisjoint(outputs)
     var = final_cov = None
     stepwise = length == 1 and cu_seqlens is None and not learning
 
@@ -187,6 +188,8 @@ def _output(
         var.view(gates) if "predictive_var" in outputs and var is not None else None,
         evidence,
         last if "final_belief" in outputs else None,
+        innovation_var.view(gates) if "innovation_var" in outputs else None,
+        (energy / innovation_var / value_dim).view(gates) if "innovation_energy" in outputs else None,
     )
 
 

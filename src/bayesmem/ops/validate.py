@@ -17,7 +17,8 @@ from bayesmem.ops.assumptions import (
 )
 from bayesmem.types import Belief
 
-OUTPUTS = ("predictive_var", "log_evidence", "final_belief")
+MEASURED = ("log_evidence", "innovation_var", "innovation_energy")  # outputs of measurement designs alone
+OUTPUTS = ("predictive_var", *MEASURED, "final_belief")
 
 
 def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
