@@ -1,19 +1,15 @@
-"""Training on transformers' Trainer: seeds, checkpoints, resume after a kill, progress."""
+"""Training on transformers' Trainer: seeds, whole checkpoints, resume after a kill, progress."""
 
 import json
 import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+import torch.distributed as dist
 from torch.utils.data import Dataset
 from transformers import (
     PreTrainedModel,
@@ -25,49 +21,18 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
-FINGERPRINT = "fingerprint.json"
+from bayesmem.train.callbacks import Bar, StopOnSignal, listening
+from bayesmem.train.checkpoints import WRITING, check_fingerprint, full_disk_told, last_checkpoint, publish, step_of
+from bayesmem.train.config import TrainConfig
 
 
 class Interrupted(KeyboardInterrupt):
     """Training was asked to stop; a checkpoint holds what was learned so far."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """How to train.
-
-    Attributes:
-        steps: optimiser steps.
-        batch_size: rows a step and device.
-        learning_rate: peak of a cosine schedule.
-        warmup: fraction of the steps over which the learning rate rises.
-        weight_decay: AdamW's, on matrices only; gates, norms and convolutions have none.
-        clip: largest gradient norm.
-        save_every: steps between checkpoints, of which the last is kept.
-        log_every: steps between logged losses.
-        seed: of initialisation order, shuffling and everything else.
-        bf16: mixed precision; the filter's covariance stays float32.
-    """
-
-    steps: int = 1000
-    batch_size: int = 32
-    learning_rate: float | int = 3e-3
-    warmup: float | int = 0.1
-    weight_decay: float | int = 0.1
-    clip: float | int = 1.0
-    save_every: int = 200
-    log_every: int = 20
-    seed: int = 0
-    bf16: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; expected a positive number.")
+class Diverged(ValueError):
+    """The loss is no longer a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,71 +50,65 @@ class TrainResult:
     resumed_from: int
 
 
-class _Trainer(Trainer):
-    """The Trainer, but for which parameters decay."""
+class WholeTrainer(Trainer):
+    """The Trainer, but for which parameters decay, and that a checkpoint is whole or not there.
+
+    Args:
+        keep: checkpoints kept.
+        kwargs: the Trainer's own.
+    """
+
+    def __init__(self, *, keep: int = 1, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.keep = keep
+        self._writing = False
+        self._tr_loss = torch.zeros(())  # the Trainer's: losses since the last log
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """Matrices, but not those of gates and convolutions."""
         matrices = (name for name, parameter in model.named_parameters() if parameter.ndim > 1)
         return [name for name in matrices if ".gates." not in name and "conv1d" not in name]
 
+    def _get_output_dir(self, trial: Any) -> str:
+        out = super()._get_output_dir(trial)
+        return str(Path(out) / WRITING) if self._writing else out
 
-class _Bar(TrainerCallback):
-    """A progress bar where someone watches; a line now and then where nobody does."""
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        out = Path(self.args.output_dir)
+        folder = out / WRITING / f"checkpoint-{self.state.global_step}"
+        if not torch.isfinite(self._tr_loss):
+            raise Diverged(diverged(self.state.global_step))
+        self._writing = True
+        try:
+            with full_disk_told(out, f"checkpoint {self.state.global_step}"):
+                super()._save_checkpoint(model, trial)
+                sums = {"sum": self._tr_loss.item(), "since": self._globalstep_last_logged}
+                (folder / _sums_file(self.args.process_index)).write_text(json.dumps(sums))
+                if self.args.world_size > 1:
+                    dist.barrier()
+                if self.args.should_save:
+                    publish(folder, out, self.keep)
+        except OSError:
+            shutil.rmtree(out / WRITING, ignore_errors=True)
+            raise
+        finally:
+            self._writing = False
 
-    def __init__(self, title: str):
-        self.title = title
-        self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
-        self.printed = 0.0
+    def restore_sums(self, checkpoint: Path) -> None:
+        """Losses summed since the last log, so that the next one is what it would have been."""
+        path = checkpoint / _sums_file(self.args.process_index)
+        if path.is_file():
+            sums = json.loads(path.read_text())
+            self._tr_loss = torch.tensor(sums["sum"], dtype=self._tr_loss.dtype, device=self._tr_loss.device)
+            self._globalstep_last_logged = sums["since"]
+
+
+class _GoesOn(TrainerCallback):
+    def __init__(self, trainer: WholeTrainer, checkpoint: Path):
+        self.trainer, self.checkpoint = trainer, checkpoint
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.progress.start()
-        self.task = self.progress.add_task(self.title, total=state.max_steps, completed=state.global_step)
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            text = f"{self.title}  loss {logs['loss']:.3f}"
-            self.progress.update(self.task, description=text)
-            if not self.console.is_terminal and time.monotonic() - self.printed > 15:
-                self.printed = time.monotonic()
-                self.console.print(f"{text}  step {state.global_step}/{state.max_steps}", highlight=False)
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.progress.stop()
-
-
-class _StopOnSignal(TrainerCallback):
-    """Turns the first Ctrl-C (or SIGTERM) into a checkpoint and a clean stop."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.asked:
-            control.should_save = control.should_training_stop = True
-
-
-@contextmanager
-def _listening(stop: _StopOnSignal) -> Iterator[None]:
-    try:
-        before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: nobody can signal us here
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        self.trainer.restore_sums(self.checkpoint)
 
 
 def train(
@@ -169,31 +128,55 @@ def train(
 
     Raises:
         ValueError: ``out`` holds checkpoints of another training.
+        OSError: the disk is full.
         Interrupted: a signal came; a checkpoint was written first.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _check_fingerprint(out, {"train": asdict(config), "model": json.loads(model.config.to_json_string())})
-    stop = _StopOnSignal()
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(config, out),
-        train_dataset=data,
-        callbacks=[_Bar(title), stop],
-    )
+    described = json.loads(model.config.to_json_string())
+    for key in ("transformers_version", "_name_or_path"):
+        described.pop(key, None)
+    check_fingerprint(out, {"train": asdict(config), "model": described})
+    trainer = WholeTrainer(model=model, args=_arguments(config, out), train_dataset=data)
+    return fit(trainer, last_checkpoint(out), [Bar(title)])
+
+
+def fit(trainer: WholeTrainer, last: Path | None, callbacks: Sequence[TrainerCallback]) -> TrainResult:
+    """Run a trainer from a checkpoint, or from the start, to the end of its steps or a signal.
+
+    Args:
+        trainer: all set.
+        last: checkpoint to go on from.
+        callbacks: what else happens.
+
+    Raises:
+        OSError: the disk is full.
+        Interrupted: a signal came; a checkpoint was written first.
+    """
+    stop = StopOnSignal()
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    last = get_last_checkpoint(str(out))
-    while last is not None and not (Path(last) / "trainer_state.json").is_file():
-        shutil.rmtree(last)  # killed while it was being written
-        last = get_last_checkpoint(str(out))
+    for one in (*callbacks, stop, *([_GoesOn(trainer, last)] if last else [])):
+        trainer.add_callback(one)
+    out, steps = Path(trainer.args.output_dir), trainer.args.max_steps
     started = time.monotonic()
-    with _listening(stop):
-        trainer.train(resume_from_checkpoint=last)
-    if stop.asked and trainer.state.global_step < config.steps:
-        raise Interrupted(f"stopped at step {trainer.state.global_step} of {config.steps}; its checkpoint is in {out}")
+    with listening(stop), full_disk_told(out, "a log"):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if stop.asked and trainer.state.global_step < steps:
+        raise Interrupted(f"stopped at step {trainer.state.global_step} of {steps}; its checkpoint is in {out}")
     losses = [(row["step"], row["loss"]) for row in trainer.state.log_history if "loss" in row]
-    resumed = int(last.rsplit("-", 1)[1]) if last else 0
-    return TrainResult(losses, time.monotonic() - started, resumed)
+    return TrainResult(losses, time.monotonic() - started, step_of(last) if last else 0)
+
+
+def diverged(step: int) -> str:
+    """What to say of a training that has run away."""
+    return (
+        f"by step {step} the loss is no number any more; training stops, and checkpoints from before are kept. "
+        "Give a smaller --lr, a longer --warmup, or a smaller --clip, and another --out."
+    )
+
+
+def _sums_file(rank: int) -> str:
+    return f"loss_since_log_{rank}.json"
 
 
 def _arguments(config: TrainConfig, out: Path) -> TrainingArguments:
@@ -208,7 +191,6 @@ def _arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         max_grad_norm=config.clip,
         logging_steps=config.log_every,
         save_steps=config.save_every,
-        save_total_limit=1,
         seed=config.seed,
         data_seed=config.seed,
         bf16=config.bf16,
@@ -218,16 +200,3 @@ def _arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         report_to="none",
         disable_tqdm=True,
     )
-
-
-def _check_fingerprint(out: Path, fingerprint: dict[str, Any]) -> None:
-    for key in ("transformers_version", "_name_or_path"):
-        fingerprint["model"].pop(key, None)
-    path = out / FINGERPRINT
-    if path.is_file():
-        before = json.loads(path.read_text())
-        if before != json.loads(json.dumps(fingerprint)):
-            raise ValueError(
-                f"{out} holds checkpoints of a training with other settings; give another --out, or remove it."
-            )
-    path.write_text(json.dumps(fingerprint, indent=1))
