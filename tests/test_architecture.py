@@ -19,7 +19,8 @@ BELOW = {
     "models": {"layers", "design", "ops", "types"},
     "train": {"models", "types"},
     "experiments": {"train", "tasks", "theory", "report", "models", "layers", "design", "ops", "types"},
-    "cli": {"experiments", "report", "tasks", "design"},
+    "commands": {"experiments", "train", "models"},
+    "cli": {"commands", "experiments", "report", "tasks", "design"},
     "__init__": {"layers", "design", "ops", "types"},
 }
 

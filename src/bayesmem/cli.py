@@ -13,6 +13,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from bayesmem.commands.convert import convert
+from bayesmem.commands.train import train
 from bayesmem.report import bench as bench_report
 from bayesmem.report import bench_plots, page
 from bayesmem.report import results as collision_results
@@ -29,6 +31,8 @@ app = typer.Typer(
 )
 runs = typer.Typer(help="Run one experiment.", no_args_is_help=True)
 app.add_typer(runs, name="run")
+app.command("train")(train)
+app.command("convert")(convert)
 console = Console()
 
 Out = Annotated[Path, typer.Option(file_okay=False, help="Folder of all output; a run goes on from what is there.")]

@@ -97,44 +97,50 @@ def _gathered(x: Tensor, group: dist.ProcessGroup | None) -> Shaped[Tensor, "W *
     return torch.stack(parts)
 
 
-def exchange_tail(x: Float[Tensor, "B T E"], size: int, group: dist.ProcessGroup | None) -> Float[Tensor, "B S E"]:
+def exchange_tail(
+    x: Tensor, size: int, group: dist.ProcessGroup | None, attention_mask: Tensor | None = None
+) -> Float[Tensor, "B S E"]:
     """The last ``size`` inputs before this rank's own, as a causal convolution needs them; zeros before the first.
 
     Segments may be shorter than ``size``: it then reaches past the rank before.
 
     Args:
-        x: this rank's segment; B, E and dtype are the same on every rank, T may differ.
+        x: this rank's segment ``[B, T, E]``; B, E and dtype are the same on every rank, T may differ.
         size: inputs wanted, S; 0 exchanges nothing.
         group: the ranks that share the sequence; ``None`` is all of them.
+        attention_mask: ``[B, T]``, 0 where an input is padding, which is passed over.
 
     Returns:
         In x's dtype; differentiable, also towards the ranks whose inputs they are.
 
     Raises:
-        ValueError: a negative size, an x that is not ``[B, T, E]``, or no process group.
+        ValueError: a negative size, shapes that do not fit, or no process group.
     """
     if x.ndim != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected 3 axes [B, T, E], this rank's segment.")
     if size < 0:
         raise ValueError(f"size is {size}; expected the number of earlier inputs, 0 or more (taps - 1).")
+    if attention_mask is not None and attention_mask.shape != x.shape[:2]:
+        raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; expected {tuple(x.shape[:2])}.")
     _, ranks = place_in(group)
-    start = x.new_zeros(x.shape[0], size, x.shape[2])
-    if size == 0 or ranks == 1:
-        return start
-    missing = size - min(size, x.shape[1])
-    own = pad(x[:, x.shape[1] + missing - size :], (0, 1), value=1.0)  # a channel of ones marks what is real
-    wide = torch.promote_types(x.dtype, torch.float32)
-    before, _ = carry(_shifted, pad(own, (0, 0, missing, 0)).to(wide), start.to(wide), group)
-    return before.to(x.dtype)
+    start = x.new_zeros(x.shape[0], size, x.shape[2], dtype=torch.promote_types(x.dtype, torch.float32))
+    if size and ranks > 1:
+        own = pad(x.to(start.dtype), (0, 1), value=1.0)  # a channel of ones marks what is real
+        if attention_mask is not None:
+            real = attention_mask.bool()
+            own = (own * real[..., None]).take_along_dim(real.int().sort(dim=1, stable=True).indices[..., None], 1)
+        missing = max(size - x.shape[1], 0)
+        start, _ = carry(_shifted, pad(own, (0, 0, missing, 0))[:, own.shape[1] + missing - size :], start, group)
+    return start.to(x.dtype)
 
 
 def _shifted(own: Float[Tensor, "B S F"], before: Float[Tensor, "B S E"]) -> Float[Tensor, "B S E"]:
-    """The last S of what came before and a segment's own (its real inputs at the end, fewer than S perhaps)."""
+    """The last S of what came before and a segment's own, whose real inputs, fewer than S perhaps, are at the end."""
     size = before.shape[1]
     index = torch.arange(size, device=before.device)
-    count = own[0, :, -1].detach().sum().long()
-    kept = pad(before, (0, 0, 0, size))[:, index + count]
-    return torch.where((index >= size - count)[:, None], own[..., :-1], kept)
+    count = own[..., -1].detach().sum(1).long()[:, None]
+    kept = pad(before, (0, 0, 0, size)).take_along_dim((index + count)[..., None], 1)
+    return torch.where((index >= size - count)[..., None], own[..., :-1], kept)
 
 
 def slice_start(length: int, like: Tensor, group: dist.ProcessGroup | None) -> int:

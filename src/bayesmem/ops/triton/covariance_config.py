@@ -35,7 +35,7 @@ def chain_config(final_cov: Tensor, tuning: Tuning | None) -> Config:
 
 
 def tokens_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
-    """Of ``covariance_tokens``: BK channels at a time; then OUT_BLOCK of those of keys, summed over SUM_BLOCK a step."""
+    """Of ``covariance_tokens``: BK channels at a time; then OUT_BLOCK of keys, summed over SUM_BLOCK a step."""
     size = k.shape[-1]
     blocks = {"BK": block(size, 32), "OUT_BLOCK": block(size, 64), "SUM_BLOCK": block(size, 32)}
     return _put("tokens", {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 2}, tuning)

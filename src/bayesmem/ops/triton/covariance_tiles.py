@@ -1,7 +1,7 @@
 """What the kernels of the covariance's backward share: where a chunk lies, its tiles in and out, its retentions.
 
 Legend: C tokens a chunk, ``first`` its first token (int64), ``live`` those of the C that exist; ``at`` the chunk and
-head as one index (int64). Only the start of a tile is an int64: offsets inside it are int32 and take half the registers.
+head as one index (int64). Only the start of a tile is an int64: offsets inside are int32 and take half the registers.
 """
 
 from typing import no_type_check
