@@ -47,7 +47,7 @@ def test_shapes(name: str):
     refused(lambda: run(**spoilt), *words)
 
 
-@pytest.mark.parametrize("backend", ["triton", "", "Chunk", Backend("loop")])
+@pytest.mark.parametrize("backend", ["cuda", "", "Chunk", Backend("loop")])
 def test_unknown_backend(backend: str | Backend):
     name = backend if isinstance(backend, str) else backend.name
     refused(lambda: run(backend=backend), "backend", repr(name), "'auto', 'recurrent', 'chunk'")

@@ -1,4 +1,4 @@
-"""The backward of the exact covariance pass.
+"""The backward of the exact covariance pass: three launches, and one or two products with P_0.
 
 Legend: Lambda_t = dLoss / dP_t after token t (symmetric), gamma, sigma, nu the gradients of gain g, innovation
 variance s and predictive variance, P- predicted covariance. Differentiating one token of ``ops/step.py``,
@@ -8,8 +8,8 @@ variance s and predictive variance, P- predicted covariance. Differentiating one
     Lambda_{t-1} = rho_t^2 Lambda-_t + nu_{t-1} q_{t-1} q_{t-1}^T
 
 so Lambda is driven by keys and gradients alone, and only the gradients of keys and queries need P. In chunks:
-``covariance_prepare`` (parallel), ``covariance_chain`` (a matrix product recurrence over the chunks, backwards) and
-``covariance_tokens`` (parallel); before them, where variances have a gradient, ``variance`` for the queries.
+``covariance_prepare`` (parallel), ``covariance_chain`` (a matrix product recurrence over the chunks, backwards),
+``covariance_tokens`` (parallel), ``variance`` (products with P, parallel).
 """
 
 import torch
@@ -22,6 +22,9 @@ from bayesmem.ops.triton.covariance_tokens import tokens
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.spans import Spans
 from bayesmem.ops.triton.variance import posterior_times
+
+# Products with P_0: what is subtracted from them can be nearly all there is.
+PRODUCT_PRECISION = "tf32x3"
 
 Gradients = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -63,8 +66,8 @@ def covariance_backward(
         dinnovation_var: gradient of the innovation variances.
         dvar: gradient of the predictive variances.
         d_final_cov: gradient of ``final_cov``, symmetric or not.
-        prec: precision of the products, ``bf16x3`` by custom (``covariance_products``), which the chain always has.
-        tuning: overrides a kernel: ``prepare``, ``chain``, ``tokens``, ``posterior``.
+        prec: precision of the products that make Lambda; those with P_0 subtract, and are always ``tf32x3``.
+        tuning: overrides a kernel: ``prepare``, ``chain``, ``tokens``, ``posterior``, ``predicted``.
 
     Returns:
         Gradients of k ``[N, H, K]`` (a value head each) and q (None without ``dvar``) in the dtype of the streams, of
@@ -73,7 +76,7 @@ def covariance_backward(
     covariance = (gain, innovation_var, checkpoints, log_retention, process_noise)
     dq = var = None
     if q is not None and dvar is not None:
-        dq, var = posterior_times(q, 2 * dvar, covariance, spans, prec, tuning)
+        dq, var = posterior_times(q, 2 * dvar, covariance, spans, PRODUCT_PRECISION, tuning)
         dvar = torch.where(var > 0, dvar, 0)  # it was cut there
     gradients = (dgain, dinnovation_var, dvar)
     prepared = prepare(k, q, gain, innovation_var, log_retention, *gradients, spans, prec, tuning)

@@ -5,8 +5,8 @@ Legend: as in ``covariance_prepare``; Lambda_C and Lambda_0 belong to the end an
     N = e (G Lambda_C)     S = N (e G)^T = S^T     Z = alpha / 2 - R_C N + S Kbar / 2
     Lambda_0 = R_C^2 Lambda_C + Kbar^T Z + Z^T Kbar + qbar^T nu qbar
 
-N and S are all that the tokens need of Lambda_C, with its diagonal and, every few chunks, <Lambda_C, P_C>. They are
-kept and Lambda is not: it stays in registers where it fits, otherwise in global memory (``covariance_chain_tiled``).
+N and S are all that the tokens need of Lambda_C, with its trace and, now and then, <Lambda_C, P_C>. They are kept and
+Lambda is not: it stays in registers where it fits there, otherwise in global memory (``covariance_chain_tiled``).
 Channels are the rows of all tiles, so that there is a row for every thread, where a chunk has fewer tokens.
 """
 

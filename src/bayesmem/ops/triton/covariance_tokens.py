@@ -29,7 +29,6 @@ from bayesmem.ops.triton.covariance_chain import Chained
 from bayesmem.ops.triton.covariance_config import tokens_config
 from bayesmem.ops.triton.covariance_prepare import Prepared
 from bayesmem.ops.triton.covariance_products import joined, pair_product, product, split
-from bayesmem.ops.triton.covariance_settle import settle
 from bayesmem.ops.triton.covariance_tiles import (
     load_columns,
     load_gate,
@@ -111,7 +110,7 @@ def tokens_kernel(
 ):
     """One program a chunk and head; ``dfloor`` is a part of the sum, ``[NC, H]``; wbar is only passed on.
 
-    ``dlog_retention`` lacks 2 <Lambda_C, P_C> (``covariance_settle``); ``turned`` ``[NC, H]`` carries it past a chunk.
+    ``dlog_retention`` still lacks what later chunks gather, of which ``turned`` is this one's, ``[NC, H]``.
     """
     chunk, head = tl.program_id(0), tl.program_id(1)
     at, key_head = chunk.to(tl.int64) * H + head, head // (H // G)
@@ -216,6 +215,32 @@ def tokens_kernel(
         store_tokens(dk, total, first, live, head, col, H, K, C, OUT_BLOCK)
 
 
+@triton.jit
+@no_type_check
+def settle_kernel(
+    overlap,
+    turned,
+    dlog_retention,
+    seq_start,
+    chunk_seq,
+    chunk_first,
+    H: tl.constexpr,
+    C: tl.constexpr,
+    RENEW: tl.constexpr,
+):
+    """One program a chunk and head: adds 2 <Lambda_C, P_C> to its log retentions, from the next chunk that has it."""
+    chunk, head = tl.program_id(0), tl.program_id(1)
+    first, live = place_chunk(chunk, seq_start, chunk_seq, chunk_first, C)
+    if tl.max(live.to(tl.int32), 0) == 0:
+        return
+    known = chunk + (tl.load(chunk_first + tl.load(chunk_seq + chunk) + 1) - 1 - chunk) % RENEW
+    tau = tl.load(overlap + (known * H + head))
+    for later in range(chunk + 1, known + 1):
+        tau += tl.load(turned + (later * H + head))
+    onward = load_gate(dlog_retention, first, live, head, H, C, 0.0)
+    store_gate(dlog_retention, onward + 2.0 * tau, first, live, head, H, C)
+
+
 def tokens(
     k: Tensor,
     q: Tensor | None,
@@ -230,7 +255,7 @@ def tokens(
     prec: str,
     tuning: Tuning | None,
 ) -> TokenGradients:
-    """Launch ``tokens_kernel``; wbar takes the place of ``prepared.read``, as a pair.
+    """Launch ``tokens_kernel`` and ``settle_kernel``; wbar takes the place of ``prepared.read``, as a pair.
 
     ``gates`` are log_retention, process_noise, obs_noise and floor, ``gradients`` dgain, dinnovation_var and dvar,
     and ``var`` is the predictive variance, with ``dvar``; the rest as in ``covariance_backward``.
@@ -277,5 +302,16 @@ def tokens(
         C=spans.chunk_size,
         **tokens_config(k, prec, tuning),
     )
-    settle(made.log_retention, turned, chained, spans)
+    settle_kernel[(spans.chunks, heads)](
+        chained.overlap,
+        turned,
+        made.log_retention,
+        spans.seq_start,
+        spans.chunk_seq,
+        spans.chunk_first,
+        H=heads,
+        C=spans.chunk_size,
+        RENEW=chained.renew,
+        num_warps=1,
+    )
     return made
