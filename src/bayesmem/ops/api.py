@@ -82,9 +82,9 @@ def bayesian_filter(
     """
     assumptions = assumptions or Assumptions()
     backend = Backend(backend) if isinstance(backend, str) else backend
-    bounds = _check(q, k, v, log_decay, obs_noise, assumptions, initial_belief, cu_seqlens, outputs, backend)
+    bounds = check_arguments(q, k, v, log_decay, obs_noise, assumptions, initial_belief, cu_seqlens, outputs, backend)
     check.check_numbers(assumptions, working_dtype(q))
-    named = _named_tensors(q, k, v, log_decay, obs_noise, assumptions, initial_belief)
+    named = named_tensors(q, k, v, log_decay, obs_noise, assumptions, initial_belief)
     check.check_kinds([(name, x) for name, x, _ in named], q)
     if validate is None:
         validate = q.device.type == "cpu" and not torch.compiler.is_compiling()
@@ -127,7 +127,7 @@ def _takes_kernels(
     return True
 
 
-def _check(
+def check_arguments(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -139,6 +139,7 @@ def _check(
     outputs: Sequence[str],
     backend: Backend,
 ) -> list[int] | None:
+    """Refuse shapes and options that do not fit; the offsets of packed sequences, if there are any."""
     sizes: dict[str, int] = {}
     check.one_of("backend", backend.name, BACKENDS)
     if backend.chunk_size is not None and (not isinstance(backend.chunk_size, int) or backend.chunk_size < 1):
@@ -173,7 +174,7 @@ def _check(
     return bounds
 
 
-def _named_tensors(
+def named_tensors(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -182,6 +183,7 @@ def _named_tensors(
     assumptions: Assumptions,
     belief: Belief | None,
 ) -> list[tuple[str, Tensor, str]]:
+    """Every tensor given, by name, with the sign that its values must have."""
     noise = assumptions.process_noise
     named = [
         ("q", q, "any"),

@@ -192,9 +192,9 @@ def _check(
 ) -> None:
     """As ``bayesian_filter`` checks its arguments; then what cannot be split."""
     q, assumptions = given[0], given[-1]
-    api._check(*given, belief, None, outputs, backend)
+    api.check_arguments(*given, belief, None, outputs, backend)
     check.check_numbers(assumptions, working_dtype(q))
-    named = api._named_tensors(*given, belief)
+    named = api.named_tensors(*given, belief)
     check.check_kinds([(name, x) for name, x, _ in named], q)
     if validate:
         check.check_values(named)

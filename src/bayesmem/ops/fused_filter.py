@@ -19,7 +19,7 @@ from bayesmem.types import Belief, FilterOutput
 MAX_KEY_DIM, MAX_VALUE_DIM, SMALL_KEY_DIM = 256, 512, 128
 CHUNKS = (16, 32, 64)
 LARGE_SHARED = 160 * 1024  # bytes of shared memory from which chunks of 64 tokens fit
-PACKED_STRUCTURES = ("full", "reset", "diagonal", "steady_state")
+STRUCTURES = ("full", "reset", "diagonal", "steady_state")
 
 
 def available(q: Tensor) -> str | None:
@@ -42,7 +42,7 @@ def unsupported(
         return "its covariance is float32 and the inputs are float64"
     if a.write == "latent_input":
         return "it has no latent-input write"
-    if a.covariance not in PACKED_STRUCTURES:
+    if a.covariance not in STRUCTURES:
         return f"it has no {a.covariance!r} covariance"
     if a.dof is not None:
         return "it has no Student-t noise"
@@ -111,24 +111,22 @@ def filter_fused(
     want_var, want_evidence = "predictive_var" in outputs, not set(MEASURED).isdisjoint(outputs)
     var = final_cov = None
     stepwise = length == 1 and cu_seqlens is None and not learning
-
     if a.covariance == "full":
         retention, added = _scalar_noise(a, decay, prior, gate)
         if given is None:
             given = torch.diag_embed(prior[:, None].expand(heads, key_dim)).expand(sequences, -1, -1, -1).contiguous()
         elif stepwise:
             given = given.clone()  # the step is in place, and a belief is the caller's
+        gates = (retention, added, noise)
         floor = a.obs_noise_floor * prior
-    if stepwise and a.covariance == "full":
-        mean = torch.zeros(batch, heads, key_dim, value_dim, **wide) if start is None else start.clone()
-        o, var, innovation_var, energy = fused.decode_op(
-            q, k, v, decay, retention, added, noise, floor, mean, given, None, "full", want_var, want_evidence
-        )
-        return _output(o, var, innovation_var, energy, Belief(mean, given), v.shape[-1], (batch, 1, heads), outputs)
-    if a.covariance == "full":
-        gain, innovation_var, final_cov, var, _ = fused.covariance_op(
-            k, q if want_var else None, retention, added, noise, floor, given, *place
-        )
+        if stepwise:
+            mean = torch.zeros(batch, heads, key_dim, value_dim, **wide) if start is None else start.clone()
+            o, var, innovation_var, energy = fused.decode_op(
+                q, k, v, decay, *gates, floor, mean, given, None, "full", want_var, want_evidence
+            )
+            return _output(o, var, innovation_var, energy, Belief(mean, given), value_dim, (batch, 1, heads), outputs)
+        query = q if want_var else None
+        gain, innovation_var, final_cov, var, _ = fused.covariance_op(k, query, *gates, floor, given, *place)
     else:
         keys = k.float().repeat_interleave(heads // groups, 1)
         if a.covariance != "reset":
@@ -139,26 +137,36 @@ def filter_fused(
             if given is None:
                 given = (prior if prior.ndim == 2 else prior[:, None]).expand(sequences, heads, key_dim).contiguous()
             predicted, final_cov = fused.diagonal_op(k, retention, added, noise, given, *place)
-        elif a.covariance == "reset":
-            predicted = prior if prior.ndim == 2 else prior[:, None]
         else:
-            assert a.steady_var is not None
-            predicted = a.steady_var.float()[:, None]
+            constant = prior if a.covariance == "reset" else a.steady_var.float()  # type: ignore[union-attr]
+            predicted = constant if constant.ndim == 2 else constant[:, None]
         cov_k = predicted * keys
         innovation_var = (keys * cov_k).sum(-1) + noise
         gain = cov_k / innovation_var[..., None]
         if want_var:
             queries = q.float().repeat_interleave(heads // groups, 1)
-            if a.covariance == "diagonal":
-                posterior = predicted * noise[..., None] / (noise[..., None] + predicted * keys.square())
-                var = (posterior * queries.square()).sum(-1)
-            else:
-                explained = innovation_var * (gain * queries).sum(-1).square()
-                var = ((predicted * queries.square()).sum(-1) - explained).clamp(min=0)
+            var = _reduced_var(a.covariance, queries, keys, predicted, noise, gain, innovation_var)
 
     o, energy, final_mean, *_ = fused.mean_op(q, k, v, gain, decay, start, *place, want_evidence)
     last = Belief(final_mean, final_cov)
     return _output(o, var, innovation_var, energy, last, value_dim, (batch, length, heads), outputs)
+
+
+def _reduced_var(
+    covariance: str,
+    queries: Tensor,
+    keys: Tensor,
+    predicted: Tensor,
+    noise: Tensor,
+    gain: Tensor,
+    innovation_var: Tensor,
+) -> Tensor:
+    """Predictive variance after the update, of a diagonal or of the one-token posterior from a constant."""
+    if covariance == "diagonal":
+        posterior = predicted * noise[..., None] / (noise[..., None] + predicted * keys.square())
+        return (posterior * queries.square()).sum(-1)
+    explained = innovation_var * (gain * queries).sum(-1).square()
+    return ((predicted * queries.square()).sum(-1) - explained).clamp(min=0)
 
 
 def _held(a: Assumptions) -> tuple[Tensor | None, ...]:

@@ -1,0 +1,14 @@
+"""The kernels as torch operators with gradients: opaque to ``torch.compile``, one call each way.
+
+The only importer of ``bayesmem.ops.triton``. Tokens stand in one row, ``[N, H, D]``: B sequences of T, or, with
+``cu_seqlens``, S packed ones. Every operator recomputes in its backward pass from the states that its forward pass
+kept once a chunk.
+"""
+
+from bayesmem.ops.fused.covariance import covariance_op
+from bayesmem.ops.fused.decode import decode_op
+from bayesmem.ops.fused.diagonal import diagonal_op
+from bayesmem.ops.fused.mean import mean_op
+from bayesmem.ops.triton.decode import decode_step
+
+__all__ = ["covariance_op", "decode_op", "decode_step", "diagonal_op", "mean_op"]
