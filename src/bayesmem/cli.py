@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from bayesmem.commands.convert import convert
+from bayesmem.commands.speed import bench_model
 from bayesmem.commands.train import train
 from bayesmem.report import bench as bench_report
 from bayesmem.report import bench_plots, page
@@ -33,6 +34,7 @@ runs = typer.Typer(help="Run one experiment.", no_args_is_help=True)
 app.add_typer(runs, name="run")
 app.command("train")(train)
 app.command("convert")(convert)
+app.command("bench-model")(bench_model)
 console = Console()
 
 Out = Annotated[Path, typer.Option(file_okay=False, help="Folder of all output; a run goes on from what is there.")]
