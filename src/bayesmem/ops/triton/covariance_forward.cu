@@ -34,7 +34,6 @@
 #define TILE (16 * TILE_ROW)
 #define GROUP (TILES % 4 ? 2 : 4)  // tiles of P that are updated side by side
 #define BUFFERS 4              // keys of this step and of the two next, and one to fill
-#define FULL 0xffffffffu
 
 struct Shared {
   float key[BUFFERS][16 * KEY_ROW];
