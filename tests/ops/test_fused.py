@@ -28,14 +28,15 @@ DESIGNS = [
     Design("steady_state", "prior_mixing", given_steady_var=True),
 ]
 # Relative root mean squared errors, of outputs, of gradients of streams and beliefs, and of gates. For 16 bits it is
-# flash-linear-attention's own table for its delta rule, which it uses for float32 as well. Here float32 is held to
-# what bfloat16 pairs leave of it in the backward of the covariance: 2^-17 a product, and the retention's gradient
-# subtracts (3e-4 measured on an H100).
+# flash-linear-attention's own table for its delta rule, which it uses for float32 as well.
 TOLERANCE = {
-    torch.float32: (5e-6, 5e-5, 5e-4),
+    torch.float32: (5e-6, 1e-5, 2e-5),
     torch.float16: (5e-3, 8e-3, 2e-2),
     torch.bfloat16: (5e-3, 8e-3, 2e-2),
 }
+# The backward of the full covariance multiplies bfloat16 pairs: 2^-17 a product, of which the retention's gradient is
+# a difference (3e-4 measured on an H100). All else in float32 keeps the table above.
+PAIRS = (5e-6, 5e-5, 5e-4)
 STREAMS = {"q", "k", "v"}
 PACKED = torch.tensor([0, 1, 16, 18, 51])
 
@@ -74,7 +75,8 @@ def assert_filters(case: Case, dtype: torch.dtype, cu_seqlens: Tensor | None = N
     out, gradients = run(case, Backend("triton", chunk), cu_seqlens, precise=False)
     exact, slopes = run(case, Backend("chunk"), cu_seqlens, precise=True)
     assert out.keys() == exact.keys()
-    output, stream, gate = TOLERANCE[dtype]
+    paired = dtype == torch.float32 and case.design.covariance == "full"
+    output, stream, gate = PAIRS if paired else TOLERANCE[dtype]
     errors = {name: (error(out[name], x), output) for name, x in exact.items()}
     wide = STREAMS | {"mean", "cov"}
     errors |= {f"d {n}": (error(gradients[n], x), stream if n in wide else gate) for n, x in slopes.items()}

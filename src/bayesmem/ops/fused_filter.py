@@ -13,12 +13,12 @@ from torch import Tensor
 
 from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
 from bayesmem.ops.normalise import LOG_ZERO
+from bayesmem.ops.triton.device import LARGE_SHARED, limits
 from bayesmem.ops.validate import MEASURED
 from bayesmem.types import Belief, FilterOutput
 
 MAX_KEY_DIM, MAX_VALUE_DIM, SMALL_KEY_DIM = 256, 512, 128
 CHUNKS = (16, 32, 64)
-LARGE_SHARED = 160 * 1024  # bytes of shared memory from which chunks of 64 tokens fit
 STRUCTURES = ("full", "reset", "diagonal", "steady_state")
 
 
@@ -71,7 +71,7 @@ def chunk_size(q: Tensor) -> int:
     """Tokens a chunk on this device."""
     if q.device.type != "cuda":
         return 16
-    return 64 if torch.cuda.get_device_properties(q.device).shared_memory_per_block_optin >= LARGE_SHARED else 32  # type: ignore[attr-defined]
+    return 64 if limits(q.device).shared >= LARGE_SHARED else 32
 
 
 def filter_fused(

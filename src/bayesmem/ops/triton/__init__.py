@@ -1,1 +1,1 @@
-"""Kernels alone. ``bayesmem.ops.fused`` is their only importer."""
+"""Kernels, and what a device gives them. ``bayesmem.ops.fused`` is the only importer of kernels."""

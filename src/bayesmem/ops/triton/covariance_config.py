@@ -5,9 +5,9 @@ Blocks of 32 channels leave the parallel kernels registers for their C x C tiles
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.mean_config import Tuning, block
 
 Config = dict[str, Any]
@@ -29,7 +29,7 @@ def chain_config(final_cov: Tensor, tuning: Tuning | None) -> Config:
     <Lambda, P> is made anew every RENEW chunks, between which it is a sum: rarer is faster, and rounds more.
     """
     whole = block(final_cov.shape[-1], 256)
-    fits = whole <= 64 or (whole == 128 and _shared_memory(final_cov) >= WHOLE_SHARED)
+    fits = whole <= 64 or (whole == 128 and limits(final_cov.device).shared >= WHOLE_SHARED)
     config = {"BK": whole if fits else 64, "RENEW": 8, "num_warps": 8 if fits and whole == 128 else 4, "num_stages": 1}
     return _put("chain", config, tuning)
 
@@ -46,13 +46,6 @@ def product_config(gain: Tensor, product: str, prec: str, tuning: Tuning | None)
     size = gain.shape[-1]
     blocks = {"OUT_BLOCK": block(size, 64), "SUM_BLOCK": block(size, 32)}
     return _put(product, {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 2}, tuning)
-
-
-def _shared_memory(x: Tensor) -> int:
-    """Bytes that a program may take; the interpreter passes for an H100."""
-    if x.device.type != "cuda":
-        return 227 * 1024
-    return torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
 def _put(kernel: str, config: Config, tuning: Tuning | None) -> Config:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.spans import Spans
 
 HERE = Path(__file__).parent
@@ -51,7 +52,7 @@ def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int):  # typ
     source = defines + (HERE / "covariance_prelude.cu").read_text() + (HERE / "covariance_forward.cu").read_text()
     try:
         with torch.cuda.device(device):
-            capability = "".join(map(str, torch.cuda.get_device_capability(device)))
+            capability = "".join(map(str, limits(torch.device("cuda", device)).capability))
             kernel = torch.cuda._compile_kernel(source, "covariance_forward", compute_capability=capability)
             kernel.set_shared_memory_config(shared_bytes(chosen["KDIM"]))
     except (RuntimeError, OSError, AttributeError) as reason:
@@ -63,18 +64,11 @@ def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int):  # typ
     return kernel
 
 
-@lru_cache
-def _device(index: int) -> tuple[tuple[int, int], int]:
-    """Capability, and the most shared memory a block may have."""
-    found = torch.cuda.get_device_properties(index)
-    return (found.major, found.minor), found.shared_memory_per_block_optin  # type: ignore[attr-defined]
-
-
 def chosen_cluster(k: Tensor) -> int | None:
     """Blocks a covariance for these keys, or ``None`` where only the Triton kernel can take them."""
     if k.device.type != "cuda" or torch.version.cuda is None or k.dtype not in KEY_KINDS:
         return None
-    capability, shared = _device(k.device.index)
+    capability, _, shared = limits(k.device)
     key_dim = k.shape[-1]
     most = MAX_KEY_DIM if capability >= CLUSTER_CAPABILITY else WHOLE_KEY_DIM
     if capability < LEAST_CAPABILITY or key_dim > most:

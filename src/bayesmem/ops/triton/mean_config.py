@@ -9,13 +9,11 @@ import torch
 import triton
 from torch import Tensor
 
+from bayesmem.ops.triton.device import LARGE_SHARED, limits
 from bayesmem.ops.triton.spans import Spans
 
 Config = dict[str, int]
 Tuning = dict[str, Config]
-
-# Shared memory (bytes) from which the wider blocks are taken: A100 gives 163 KiB, H100 227, most others 99.
-LARGE_SHARED = 160 * 1024
 
 
 def block(size: int, most: int = 512) -> int:
@@ -40,7 +38,7 @@ def readout_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
 def local_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
     """Of ``local_kernel``: BK, BV. Its five accumulators fill the registers at BK = 64."""
     wide = k.dtype == torch.float32
-    most = 16 if wide else 64 if _device(k)[0] >= LARGE_SHARED else 32
+    most = 16 if wide else 64 if limits(k.device).shared >= LARGE_SHARED else 32
     config = {
         "BK": block(k.shape[-1], 32 if wide else 64),
         "BV": block(value, most),
@@ -65,7 +63,7 @@ def chain_config(
         tuning: what is put over the defaults.
     """
     wide, key, chunk = k.dtype == torch.float32, block(k.shape[-1]), spans.chunk_size
-    shared, processors = _device(k)
+    _, processors, shared = limits(k.device)
     width = 16 if wide else block(value, 64 if key <= 128 and shared >= LARGE_SHARED else 32)
     # The widest block that leaves most multiprocessors a program: each reads the same C x K tiles once more.
     while width > 32 and spans.sequences * heads * triton.cdiv(value, width) < 0.75 * processors:
@@ -78,11 +76,3 @@ def chain_config(
         # Triton 3.6 compiles narrower blocks into reads outside of shared memory (seen on an H100).
         config = {"BV": 64, "num_warps": 8, "num_stages": 1}
     return config | (tuning or {}).get(name, {})
-
-
-def _device(x: Tensor) -> tuple[int, int]:
-    """Shared memory that a program may take, and multiprocessors; the interpreter passes for an H100."""
-    if x.device.type != "cuda":
-        return 227 * 1024, 132
-    found = torch.cuda.get_device_properties(x.device)
-    return found.shared_memory_per_block_optin, found.multi_processor_count  # type: ignore[attr-defined]
