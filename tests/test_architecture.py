@@ -19,7 +19,7 @@ BELOW = {
     "models": {"layers", "design", "ops", "types"},
     "train": {"models", "types"},
     "experiments": {"train", "tasks", "theory", "report", "models", "layers", "design", "ops", "types"},
-    "commands": {"experiments", "train", "models"},
+    "commands": {"experiments", "train", "report", "tasks", "models"},
     "cli": {"commands", "experiments", "report", "tasks", "design"},
     "__init__": {"layers", "design", "ops", "types"},
 }

@@ -49,7 +49,7 @@ def test_the_gain_is_beta_k(size, flips):
     with torch.no_grad():
         layer.projections.k_proj.weight.mul_(size)
         layer.gates.b_proj.weight.mul_(20)
-    q, k, v, _ = layer.projections(x, layer.projections.new_tail(x))
+    q, k, v, *_ = layer.projections(x, layer.projections.new_tail(x))
     q, k = (y.repeat_interleave(2, 2) for y in (q, k))
     assert (k.norm(dim=-1).min() < 0.9) == (size < 1)
     decay = layer.gates(x)["log_decay"].exp()

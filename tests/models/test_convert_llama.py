@@ -76,7 +76,7 @@ def test_a_hybrid_start(tmp_path):
             assert torch.equal(parameter, theirs[f"model.{renamed}"])
     memory, attention = model.layers[0].mixer, source.model.layers[0].self_attn
     x = torch.randn(1, 9, 24)
-    q, k, v, _ = memory.projections(x, memory.projections.new_tail(x))
+    q, k, v, *_ = memory.projections(x, memory.projections.new_tail(x))
     shared = F.silu(attention.v_proj(x)).unflatten(-1, (2, 6)).repeat_interleave(2, 2)
     torch.testing.assert_close(v, shared)  # the convolution passes on; heads of a group share a value
     torch.testing.assert_close(

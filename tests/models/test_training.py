@@ -147,3 +147,16 @@ def test_the_public_shape_has_358_million_parameters(design):
     expected = 2 * vocab * width + layers * (matrices + small + retention) + width
     assert sum(p.numel() for p in model.parameters()) == expected
     assert 357e6 < expected < 359e6
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_mixed_precision_is_the_model_to_its_rounding(name):
+    ids = tokens()
+    models = (make(name, torch.float32, initializer_range=0.02) for _ in range(2))
+    exact = gradients(next(models), ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = gradients(next(models), ids)
+    assert abs(mixed[0].loss - exact[0].loss) < 0.02 * exact[0].loss
+    found, wanted = (torch.cat([g.flatten() for g in grads.values()]) for _, grads in (mixed, exact))
+    assert found.dtype == torch.float32
+    assert (found - wanted).norm() < 0.05 * wanted.norm()

@@ -105,12 +105,12 @@ class BayesianLayer(nn.Module):
             tail = self.projections.tail_of(exchange_tail(x, tail.shape[1], context_group, padding))
             start = 0 if cu_seqlens is None else slice_start(x.shape[1], x, context_group)
         position = None if cu_seqlens is None else _positions(cu_seqlens, x.shape[1], start)
-        q, k, v, tail = self.projections(x, tail, position, attention_mask)
+        q, k, v, tail, missing = self.projections(x, tail, position, attention_mask)
         inputs = self.gates(x)
         measured = dict(inputs)
         if self.config.meets_beta:
-            assert k is not None
-            measured["obs_noise"] = _of_beta(inputs["obs_noise"], k, clamp=not self.config.allow_neg_eigval)
+            assert missing is not None
+            measured["obs_noise"] = _of_beta(inputs["obs_noise"], missing, clamp=not self.config.allow_neg_eigval)
         design = self.config.model
         readout = self.config.evidence.readout
         weighted = isinstance(readout, PrecisionWeighted)
@@ -144,17 +144,16 @@ class BayesianLayer(nn.Module):
         )
 
 
-def _of_beta(obs_noise: Float[Tensor, "B N H"], k: Float[Tensor, "B N G K"], clamp: bool) -> Float[Tensor, "B N H"]:
+def _of_beta(obs_noise: Float[Tensor, "B N H"], missing: Float[Tensor, "B N G"], clamp: bool) -> Float[Tensor, "B N H"]:
     """The noise whose gain is ``beta k`` to the letter: ``1 / beta - |k|^2``, also of keys a little short of 1.
 
     Args:
         obs_noise: ``1 / beta - 1``, which is the noise of keys of norm 1.
-        k: keys, ``x / sqrt(|x|^2 + eps)``.
+        missing: ``1 - |k|^2``.
         clamp: keep the noise positive where a 16-bit key is longer than 1 by rounding.
     """
-    missing = 1 - k.to(obs_noise.dtype).square().sum(-1)
-    missing = missing.repeat_interleave(obs_noise.shape[-1] // k.shape[-2], -1)
-    return obs_noise + (missing.clamp(min=0) if clamp else missing)
+    missing = missing.clamp(min=0) if clamp else missing
+    return obs_noise + missing.to(obs_noise.dtype).repeat_interleave(obs_noise.shape[-1] // missing.shape[-1], -1)
 
 
 def _positions(cu_seqlens: Int[Tensor, "_"], length: int, start: int = 0) -> Int[Tensor, "T"]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesmem.layers.config import BayesianLayerConfig
+from bayesmem.ops.pointwise import unit_norm
 
 
 class ShortConvolution(nn.Module):
@@ -95,7 +96,7 @@ class Projections(nn.Module):
         tail: Float[Tensor, "B S E"],
         position: Int[Tensor, "T"] | None = None,
         attention_mask: Shaped[Tensor, "B T"] | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
         """Project, convolve and normalise.
 
         Args:
@@ -106,7 +107,8 @@ class Projections(nn.Module):
 
         Returns:
             q ``[B, T, G, K]``, k ``[B, N, G, K]`` (``None`` where tied), v ``[B, N, H, V]``, N the measurements,
-            and the convolution's tail after these tokens.
+            the convolution's tail after these tokens, and what the square of a unit key lacks to 1 ``[B, N, G]``
+            (``None`` where keys have no unit norm).
         """
         streams = {name: getattr(self, f"{name}_proj")(x) for name in self.sizes}
         if self.config.conv_size:
@@ -128,9 +130,11 @@ class Projections(nn.Module):
         q = streams["q"].unflatten(-1, (-1, self.config.head_dim))
         v = self._measured(streams["v"], self.config.value_head_dim)
         k = self._measured(streams["k"], self.config.head_dim) if "k" in streams else None
+        missing = None
         if self.config.unit_keys:
-            q, k = unit_norm(q), None if k is None else unit_norm(k)
-        return q, k, v, tail
+            q, _ = unit_norm(q)
+            k, missing = (None, None) if k is None else unit_norm(k)
+        return q, k, v, tail, missing
 
     def _measured(self, x: Float[Tensor, "B T E"], width: int) -> Float[Tensor, "B N H F"]:
         return x.unflatten(-1, (self.config.measurements, -1, width)).flatten(1, 2)
@@ -144,7 +148,3 @@ def _padding_first(attention_mask: Tensor, before: int) -> Int[Tensor, "B S"]:
 def _reordered(x: Float[Tensor, "B S E"], order: Int[Tensor, "B T"]) -> Float[Tensor, "B T E"]:
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
 
-
-def unit_norm(x: Float[Tensor, "*axes K"], eps: float = 1e-6) -> Float[Tensor, "*axes K"]:
-    """``x / sqrt(|x|^2 + eps)``, as the released delta-rule models have it (0 stays 0)."""
-    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + eps)

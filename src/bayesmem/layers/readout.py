@@ -1,16 +1,12 @@
 """From the filter's outputs back to hidden states: gated RMS norm and the output projection."""
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bayesmem.design import MeanAndVariance
 from bayesmem.layers.config import BayesianLayerConfig
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "sigmoid": torch.sigmoid}
+from bayesmem.ops.pointwise import rms_norm
 
 
 class GatedRMSNorm(nn.Module):
@@ -26,16 +22,13 @@ class GatedRMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
-        self.activation = ACTIVATIONS[activation]
+        self.activation = activation
 
     def forward(
         self, o: Float[Tensor, "*axes V"], gate: Float[Tensor, "*axes V"] | None = None
     ) -> Float[Tensor, "*axes V"]:
         """Normalise, and gate where a gate is given."""
-        wide = o.float() if o.dtype in (torch.float16, torch.bfloat16) else o
-        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        normed = normed * self.weight.to(wide.dtype)
-        return (normed if gate is None else normed * self.activation(gate.to(wide.dtype))).to(o.dtype)
+        return rms_norm(o, self.weight, self.eps, gate, self.activation)
 
 
 class Readout(nn.Module):

@@ -3,13 +3,13 @@
 import torch.distributed as dist
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bayesmem.layers import BayesianLayer, BayesianLayerConfig, LayerCache
 from bayesmem.models.attention import AttentionCache, SoftmaxAttention, SoftmaxAttentionConfig
 from bayesmem.models.config import BayesMemConfig
 from bayesmem.models.norm import RMSNorm
+from bayesmem.ops.pointwise import gated_product
 
 KNOWN = ("predictive_var", "log_evidence", "innovation_var", "innovation_energy")  # what a layer can tell of its errors
 
@@ -30,7 +30,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Each token by itself."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(gated_product(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(GradientCheckpointingLayer):
