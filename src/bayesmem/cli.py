@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from bayesmem.commands.convert import convert
+from bayesmem.commands.evaluate import evaluations
 from bayesmem.commands.speed import bench_model
 from bayesmem.commands.train import train
 from bayesmem.report import bench as bench_report
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 runs = typer.Typer(help="Run one experiment.", no_args_is_help=True)
 app.add_typer(runs, name="run")
+app.add_typer(evaluations, name="eval")
 app.command("train")(train)
 app.command("convert")(convert)
 app.command("bench-model")(bench_model)
