@@ -14,7 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 
 from bayesmem.commands.convert import convert
+from bayesmem.commands.distill import distill
 from bayesmem.commands.evaluate import evaluations
+from bayesmem.commands.mqar import run_mqar
 from bayesmem.commands.speed import bench_model
 from bayesmem.commands.train import train
 from bayesmem.report import bench as bench_report
@@ -37,6 +39,8 @@ app.add_typer(evaluations, name="eval")
 app.command("train")(train)
 app.command("convert")(convert)
 app.command("bench-model")(bench_model)
+app.command("distill")(distill)
+runs.command("mqar")(run_mqar)
 console = Console()
 
 Out = Annotated[Path, typer.Option(file_okay=False, help="Folder of all output; a run goes on from what is there.")]

@@ -223,6 +223,7 @@ def test_uncertainty_of_a_mean_alone_is_refused():
         ({"design": {"name": "mine", "covariances": "full"}}, "unknown keys"),
         ({"conv_size": -1}, "conv_size is -1"),
         ({"retention_init": 1.0}, "retention_init is 1.0"),
+        ({"decay_init": 1.0}, "decay_init is 1.0"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

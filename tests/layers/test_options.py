@@ -85,3 +85,12 @@ def test_flips_know_no_variance():
 def test_options_that_contradict(options, said):
     with pytest.raises(ValueError, match=said):
         BayesianLayerConfig(**SIZES | options)
+
+
+@pytest.mark.parametrize("design", ["gated_deltanet", "kda", "retnet", "mamba2", "bayesian_forgetting"])
+def test_decay_init_is_what_a_token_leaves_of_the_mean(design):
+    """Where the gate hears nothing, every head and channel keeps that share."""
+    config = BayesianLayerConfig(hidden_size=8, num_heads=2, head_dim=4, design=design, decay_init=0.997)
+    layer = BayesianLayer(config)
+    kept = layer.gates(torch.zeros(1, 3, 8))["log_decay"].exp()
+    torch.testing.assert_close(kept, torch.full_like(kept, 0.997), rtol=1e-6, atol=0)

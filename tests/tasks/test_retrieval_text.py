@@ -99,7 +99,7 @@ def test_shares_and_refusals(tokenizer):
     ):
         with pytest.raises(ValueError, match=said):
             rt.RetrievalConfig(**{"tokens": 10} | options)
-    with pytest.raises(ValueError, match="share is 1.0"):
+    with pytest.raises(ValueError, match=r"share is 1\.0"):
         rt.tokens_for_share(10, 1.0)
     with pytest.raises(ValueError, match="the haystack has 10 letters"):
         next(rt.documents(rt.RetrievalConfig(10), tokenizer, "Too short."))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,15 @@ from bayesmem.train.checkpoints import full_disk_told, write_whole
 
 RUN = "run.json"
 Tell = Callable[[str], None]
+
+
+@runtime_checkable
+class Saved(Protocol):
+    """A run's config, as it is kept in its folder."""
+
+    def to_json(self) -> str:
+        """As text."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +64,21 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, tell: Tell = lamb
     """
     check_folder(config, out, resume)
     folder = Path(config.prepared) if config.prepared else out / "data"
-    files, held_out = _files(config, folder)
+    files, held_out = find_texts(config, folder)
     if config.start is None:
         _model_config(config, vocab=None)  # bad options are refused before any work
     args = arguments(config, out)
     tell = tell if args.process_index == 0 else lambda _: None
-    with _main_first(args):
+    with main_first(args):
         if args.process_index == 0:
             out.mkdir(parents=True, exist_ok=True)
             if not (out / RUN).is_file():
                 write_whole(out / RUN, config.to_json())
         with full_disk_told(folder.parent, "tokens"):
             tokenizer = _tokenizer(config, folder, files, tell)
-            train = _prepared(config, folder, "train", files, tokenizer, tell)
-            held = _prepared(config, folder, "held_out", held_out, tokenizer, tell) if config.held_out else None
-    streams = _streams(config, train, held, args)
+            train = prepared_text(config, folder, "train", files, tokenizer, tell)
+            held = prepared_text(config, folder, "held_out", held_out, tokenizer, tell) if config.held_out else None
+    streams = streams_of(config, train, held, args)
     model = _model(config, tokenizer)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     parameters, state = model.num_parameters(), _state(model)
@@ -79,7 +89,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, tell: Tell = lamb
     return RunResult(train_language(model, tokenizer, streams, config, args), parameters, state)
 
 
-def check_folder(config: RunConfig, out: Path, resume: bool) -> None:
+def check_folder(config: Saved, out: Path, resume: bool) -> None:
     """Refuse a folder that is another run's.
 
     Raises:
@@ -116,7 +126,7 @@ def saved_config(out: Path) -> RunConfig | None:
 
 
 @contextmanager
-def _main_first(args: TrainingArguments) -> Iterator[None]:
+def main_first(args: TrainingArguments) -> Iterator[None]:
     """The main process alone, then the others, who find what it made."""
     if args.world_size == 1:
         yield
@@ -131,8 +141,12 @@ def _main_first(args: TrainingArguments) -> Iterator[None]:
             dist.barrier()
 
 
-def _files(config: RunConfig, folder: Path) -> tuple[list[Path], list[Path]]:
-    """Training and held-out files. Where tokens are prepared already their sources may be gone."""
+def find_texts(config: RunConfig, folder: Path) -> tuple[list[Path], list[Path]]:
+    """Training and held-out files. Where tokens are prepared already their sources may be gone.
+
+    Raises:
+        ValueError: a file that is not there, or one that is trained on and held out.
+    """
     try:
         files = corpus.find_files(config.data)
         held_out = corpus.find_files(config.held_out) if config.held_out else []
@@ -167,9 +181,10 @@ def _tokenizer(config: RunConfig, folder: Path, files: list[Path], tell: Tell) -
     return load_tokenizer(place)
 
 
-def _prepared(
+def prepared_text(
     config: RunConfig, folder: Path, name: str, files: list[Path], tokenizer: PreTrainedTokenizerFast, tell: Tell
 ) -> Prepared:
+    """A corpus as tokens, made or opened; as of ``prepare``."""
     if not files:
         return open_prepared(folder, name)
     made_from = {"files": [[path.name, path.stat().st_size] for path in files], "field": config.text_field}
@@ -184,7 +199,8 @@ def _prepared(
     return prepare(folder, name, lambda: corpus.documents(files, config.text_field), tokenizer, made_from, progress)
 
 
-def _streams(config: RunConfig, train: Prepared, held: Prepared | None, args: TrainingArguments) -> Streams:
+def streams_of(config: RunConfig, train: Prepared, held: Prepared | None, args: TrainingArguments) -> Streams:
+    """Rows to train on, as many as the budget pays for, and rows to evaluate on."""
     rows = TokenRows(
         train.tokens,
         config.length,

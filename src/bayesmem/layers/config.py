@@ -23,6 +23,9 @@ class BayesianLayerConfig:
         design: a name of the zoo (``bayesmem designs`` lists them), a design, or one as plain data.
         retention_init: starting share of certainty kept at every token, where it is learned:
             ``rho^2`` of prior mixing, ``gamma`` of a discount or log-linear mixing.
+        decay_init: starting share of the mean kept at every token, the same for all heads and channels, where a
+            decay is learned; ``None``: drawn as Mamba-2's, or RetNet's where it is one number a head. A Mamba-2
+            draw keeps between 0.2 and 0.999 of it, which a single head takes for its memory's whole length.
         norm_eps: epsilon of the output's RMS norm.
         output_gate: what gates the normalised output: ``silu`` or ``sigmoid`` of a projection, or ``none``.
         allow_neg_eigval: let beta reach 2, so that a write may flip what was stored (Grazzi et al.,
@@ -39,6 +42,7 @@ class BayesianLayerConfig:
     conv_bias: bool = False
     design: Design | str | dict[str, Any] = "bayesian"
     retention_init: float | int = 0.999
+    decay_init: float | None = None
     norm_eps: float | int = 1e-5
     output_gate: str = "silu"
     allow_neg_eigval: bool = False
@@ -58,6 +62,8 @@ class BayesianLayerConfig:
             raise ValueError(f"conv_size is {self.conv_size}; expected 0 (none) or more.")
         if not 0 < self.retention_init < 1:
             raise ValueError(f"retention_init is {self.retention_init}; expected a share within (0, 1).")
+        if self.decay_init is not None and not 0 < self.decay_init < 1:
+            raise ValueError(f"decay_init is {self.decay_init}; expected a share within (0, 1), or None.")
         if self.output_gate not in OUTPUT_GATES:
             raise ValueError(
                 f"output_gate is {self.output_gate!r}; expected one of {', '.join(map(repr, OUTPUT_GATES))}."

@@ -11,6 +11,7 @@ from bayesmem.layers.config import BayesianLayerConfig
 
 BETA_LOGIT_BOUND = 30.0  # observation noise within e^-30 ... e^30
 PROCESS_NOISE_INIT = 1e-3
+STEP_INIT = 0.01  # the middle of Mamba-2's draws
 PREFIXES = {
     "log_retention": "retention",
     "log_discount": "discount",
@@ -74,8 +75,8 @@ class Gates(nn.Module):
         return self.config.value_heads * (self.config.head_dim if self.axes[name].endswith("K") else 1)
 
     def reset_parameters(self) -> None:
-        """Start decays as Mamba-2 or RetNet do, and certainty kept at ``retention_init``."""
-        kept = self.config.retention_init
+        """Start decays at ``decay_init``, or as Mamba-2 or RetNet do, and certainty kept at ``retention_init``."""
+        kept, remembered = self.config.retention_init, self.config.decay_init
         with torch.no_grad():
             if hasattr(self, "A_log"):
                 self.A_log.copy_(torch.empty_like(self.A_log).uniform_(1, 16).log())
@@ -90,6 +91,11 @@ class Gates(nn.Module):
             starts = {"b_bias": 0.0, "step_bias": 0.0, "log_prior_var": 0.0}
             starts |= dict.fromkeys(("retention_bias", "discount_bias"), math.log(kept / (1 - kept)))
             starts["process_noise_bias"] = math.log(math.expm1(PROCESS_NOISE_INIT))
+            if remembered is not None:
+                # The step stays as large as Mamba-2's, since it may be the strength of the write too.
+                starts["A_log"] = math.log(-math.log(remembered) / STEP_INIT)
+                starts["dt_bias"] = math.log(math.expm1(STEP_INIT))
+                starts["decay_bias"] = math.log(remembered / (1 - remembered))
             for name, value in starts.items():
                 if hasattr(self, name):
                     getattr(self, name).fill_(value)

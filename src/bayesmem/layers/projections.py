@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bayesmem.layers.config import BayesianLayerConfig
-from bayesmem.ops.pointwise import unit_norm
+from bayesmem.ops.pointwise import has_kernels, unit_norm
 
 
 class ShortConvolution(nn.Module):
-    """A causal depthwise convolution over a few tokens, then SiLU.
+    """A causal depthwise convolution over a few tokens, then SiLU; on a GPU one kernel each way.
 
     Args:
         channels: E.
@@ -45,6 +45,11 @@ class ShortConvolution(nn.Module):
             position: each token's position in its own packed sequence; no tap reaches past it.
         """
         taps, length = self.weight.shape[1], x.shape[1]
+        if has_kernels(x, self.weight, self.bias):
+            from bayesmem.ops.fused.short_convolution import MAX_TAPS, short_convolution
+
+            if taps <= MAX_TAPS:
+                return short_convolution(x, self.weight, self.bias, tail, position)
         history = torch.cat([tail.to(x.dtype), x], 1)
         mixed = torch.zeros_like(x)
         for back in range(taps):
@@ -112,19 +117,11 @@ class Projections(nn.Module):
         """
         streams = {name: getattr(self, f"{name}_proj")(x) for name in self.sizes}
         if self.config.conv_size:
-            joined = torch.cat(list(streams.values()), -1)
-            tail, order = tail.to(joined.dtype), None
+            tail = tail.to(streams["q"].dtype)
             if attention_mask is not None and position is None:
-                order = _padding_first(attention_mask, tail.shape[1])
-                tail, joined = _reordered(torch.cat([tail, joined], 1), order).split([tail.shape[1], x.shape[1]], 1)
-            raw = torch.cat([tail, joined], 1)
-            sizes = list(self.sizes.values())
-            parts = zip(self.sizes, joined.split(sizes, -1), tail.split(sizes, -1), strict=True)
-            streams = {n: getattr(self, f"{n}_conv1d")(s, t, position) for n, s, t in parts}
-            if order is not None:
-                back = order.argsort(1)[:, tail.shape[1] :]
-                streams = {n: _reordered(F.pad(s, (0, 0, tail.shape[1], 0)), back) for n, s in streams.items()}
-            tail = raw[:, raw.shape[1] - (self.config.conv_size - 1) :]
+                streams, tail = self._convolved_past_padding(streams, tail, attention_mask)
+            else:
+                streams, tail = self._convolved(streams, tail, position)
         else:
             streams = {name: F.silu(s) for name, s in streams.items()}
         q = streams["q"].unflatten(-1, (-1, self.config.head_dim))
@@ -135,6 +132,28 @@ class Projections(nn.Module):
             q, _ = unit_norm(q)
             k, missing = (None, None) if k is None else unit_norm(k)
         return q, k, v, tail, missing
+
+    def _convolved(
+        self, streams: dict[str, Tensor], tail: Float[Tensor, "B S E"], position: Int[Tensor, "T"] | None
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "B S E"]]:
+        """Every stream convolved where it lies, and the tail after it: the last inputs alone are joined."""
+        parts = zip(streams.items(), tail.split([s.shape[-1] for s in streams.values()], -1), strict=True)
+        mixed = {name: getattr(self, f"{name}_conv1d")(s, before, position) for (name, s), before in parts}
+        first = max(streams["q"].shape[1] - tail.shape[1], 0)
+        last = torch.cat([s[:, first:] for s in streams.values()], -1)
+        return mixed, torch.cat([tail, last], 1)[:, last.shape[1] :] if last.shape[1] < tail.shape[1] else last
+
+    def _convolved_past_padding(
+        self, streams: dict[str, Tensor], tail: Float[Tensor, "B S E"], attention_mask: Shaped[Tensor, "B T"]
+    ) -> tuple[dict[str, Tensor], Float[Tensor, "B S E"]]:
+        """The same with the padding sorted to the front, and the results back in their places."""
+        order, size = _padding_first(attention_mask, tail.shape[1]), tail.shape[1]
+        joined = torch.cat([tail, torch.cat(list(streams.values()), -1)], 1)
+        tail, joined = _reordered(joined, order).split([size, joined.shape[1] - size], 1)
+        parts = joined.split([s.shape[-1] for s in streams.values()], -1)
+        mixed, tail = self._convolved(dict(zip(streams, parts, strict=True)), tail, None)
+        back = order.argsort(1)[:, size:]
+        return {name: _reordered(F.pad(s, (0, 0, size, 0)), back) for name, s in mixed.items()}, tail
 
     def _measured(self, x: Float[Tensor, "B T E"], width: int) -> Float[Tensor, "B N H F"]:
         return x.unflatten(-1, (self.config.measurements, -1, width)).flatten(1, 2)
@@ -147,4 +166,3 @@ def _padding_first(attention_mask: Tensor, before: int) -> Int[Tensor, "B S"]:
 
 def _reordered(x: Float[Tensor, "B S E"], order: Int[Tensor, "B T"]) -> Float[Tensor, "B T E"]:
     return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
-

@@ -263,7 +263,14 @@ class BayesMemForCausalLM(CheckedLoading, BeliefGeneration, PreTrainedModel, Gen
         if isinstance(module, Gates | ShortConvolution):
             module.reset_parameters()
         elif isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            spread = self.config.initializer_range
+            if isinstance(module, nn.Embedding) and self.config.embedding_range is not None:
+                spread = self.config.embedding_range
+            if spread is None:
+                bound = module.weight.shape[1] ** -0.5
+                nn.init.uniform_(module.weight, -bound, bound)
+            else:
+                nn.init.normal_(module.weight, std=spread)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         else:  # norms

@@ -31,7 +31,10 @@ class BayesMemConfig(PreTrainedConfig):
         attention: options of ``SoftmaxAttentionConfig`` but its width, for the softmax attention layers.
         attention_every: the last of every so many layers is softmax attention; 0 is none.
         norm_eps: epsilon of the RMS norms.
-        initializer_range: standard deviation of the initial matrices.
+        initializer_range: standard deviation of the initial matrices; ``None``: uniform within ``1 / sqrt(inputs)``,
+            as torch's linear layers start.
+        embedding_range: standard deviation of the initial embeddings, the head's too where it is tied; default:
+            ``initializer_range``, which must then be a number.
         tie_word_embeddings: whether the output shares the embedding's matrix.
         use_cache: whether generation keeps a belief between tokens.
         fuse_loss: whether training computes its loss piece by piece, without keeping logits, which it then
@@ -55,7 +58,8 @@ class BayesMemConfig(PreTrainedConfig):
         attention: dict[str, Any] | None = None,
         attention_every: int = 0,
         norm_eps: float | int = 1e-5,
-        initializer_range: float | int = 0.02,
+        initializer_range: float | int | None = 0.02,
+        embedding_range: float | int | None = None,
         tie_word_embeddings: bool = False,
         use_cache: bool = True,
         fuse_loss: bool = True,
@@ -70,6 +74,13 @@ class BayesMemConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {value}; expected at least 1.")
         if intermediate_size < 0:
             raise ValueError(f"intermediate_size is {intermediate_size}; expected 0 (no MLP) or more.")
+        if initializer_range is None and embedding_range is None:
+            raise ValueError(
+                "initializer_range is None, which says nothing of embeddings; give embedding_range too, such as 0.02."
+            )
+        for name, deviation in (("initializer_range", initializer_range), ("embedding_range", embedding_range)):
+            if deviation is not None and not 0 <= deviation < float("inf"):
+                raise ValueError(f"{name} is {deviation}; expected a standard deviation, 0 or more, or None.")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
@@ -80,6 +91,7 @@ class BayesMemConfig(PreTrainedConfig):
         self.attention_every = attention_every
         self.norm_eps = norm_eps
         self.initializer_range = initializer_range
+        self.embedding_range = embedding_range
         self.use_cache = use_cache
         self.fuse_loss = fuse_loss
         self.auto_map = dict(AUTO_MAP)

@@ -127,8 +127,12 @@ def filter_fused(
             return _output(o, var, innovation_var, energy, Belief(mean, given), value_dim, (batch, 1, heads), outputs)
         query = q if want_var else None
         gain, innovation_var, final_cov, var, _ = fused.covariance_op(k, query, *gates, floor, given, *place)
+    elif a.covariance == "reset" and prior.ndim == 1:
+        gain, innovation_var = fused.constant_gain_op(k, noise, prior)
+        if want_var:
+            var = _reduced_var("reset", _wide(q, heads), _wide(k, heads), prior[:, None], noise, gain, innovation_var)
     else:
-        keys = k.float().repeat_interleave(heads // groups, 1)
+        keys = _wide(k, heads)
         if a.covariance != "reset":
             mean_prior = prior if prior.ndim == 1 else prior.mean(-1)
             noise = torch.maximum(noise, a.obs_noise_floor * mean_prior * keys.square().sum(-1))
@@ -144,12 +148,16 @@ def filter_fused(
         innovation_var = (keys * cov_k).sum(-1) + noise
         gain = cov_k / innovation_var[..., None]
         if want_var:
-            queries = q.float().repeat_interleave(heads // groups, 1)
-            var = _reduced_var(a.covariance, queries, keys, predicted, noise, gain, innovation_var)
+            var = _reduced_var(a.covariance, _wide(q, heads), keys, predicted, noise, gain, innovation_var)
 
     o, energy, final_mean, *_ = fused.mean_op(q, k, v, gain, decay, start, *place, want_evidence)
     last = Belief(final_mean, final_cov)
     return _output(o, var, innovation_var, energy, last, value_dim, (batch, length, heads), outputs)
+
+
+def _wide(x: Tensor, heads: int) -> Tensor:
+    """Streams ``[N, G, K]`` in float32, one a value head."""
+    return x.float().repeat_interleave(heads // x.shape[1], 1)
 
 
 def _reduced_var(

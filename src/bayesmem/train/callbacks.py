@@ -64,10 +64,15 @@ class Bar(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first Ctrl-C (or SIGTERM) into a checkpoint and a clean stop, of all ranks after the same step."""
+    """Turns the first Ctrl-C (or SIGTERM) into a checkpoint and a clean stop, of all ranks after the same step.
 
-    def __init__(self) -> None:
+    Args:
+        deadline: of ``time.monotonic``, when to stop unasked.
+    """
+
+    def __init__(self, deadline: float | int | None = None) -> None:
         self.asked = False
+        self.deadline = deadline
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         """Take a signal; a second one stops at once."""
@@ -77,6 +82,8 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop here if any rank was asked; several ranks agree when they log."""
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.asked = True
         if args.world_size > 1:
             if state.global_step % args.logging_steps:
                 return
@@ -169,6 +176,9 @@ def listening(stop: StopOnSignal) -> Iterator[None]:
 def _told(logs: dict[str, Any]) -> str:
     forms = {
         "loss": "loss {:.3f}",
+        "align": "alignment {:.3g}",
+        "kl": "KL {:.3g}",
+        "ce": "cross-entropy {:.3f}",
         "tokens_per_second": "{:,.0f} tokens/s",
         "model_flops_utilisation": "MFU {:.1%}",
         "eval_loss": "held out: loss {:.3f}",

@@ -37,21 +37,35 @@ def peak_flops(device: torch.device, bf16: bool) -> float | None:
 def training_flops(model: nn.Module, length: int) -> float:
     """Operations of one token of a row, forward and backward (twice the forward).
 
-    ``6 N`` for the N parameters that multiply (all but the input embedding, a tied one once), and thrice the mixers'
-    own: of a recurrence what its equations take token by token, not what a chunk form adds to go faster; of softmax
-    attention what a causal row of ``length`` takes on average. Recomputation does not count.
+    ``6 N`` for the N parameters that multiply (all but the input embedding, a tied one once; ``4 N`` of frozen ones),
+    and thrice the mixers' own: of a recurrence what its equations take token by token, not what a chunk form adds to
+    go faster; of softmax attention what a causal row of ``length`` takes on average. Recomputation does not count.
 
     Args:
         model: a causal language model.
         length: tokens a row.
     """
-    config = getattr(model, "config", None)
-    multiplied = sum(p.numel() for p in model.parameters())  # a tied matrix stands among them once
+    multiplied = _multiplied(model)
+    products = sum((6.0 if p.requires_grad else 4.0) * p.numel() for p in multiplied)
+    return products + 3.0 * sum(_forward(mixer, length) for mixer in _mixers(model))
+
+
+def forward_flops(model: nn.Module, length: int) -> float:
+    """Operations of one token without gradients, such as a teacher's; arguments as of ``training_flops``."""
+    return 2.0 * sum(p.numel() for p in _multiplied(model)) + sum(_forward(mixer, length) for mixer in _mixers(model))
+
+
+def _multiplied(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that multiply; a tied matrix stands among them once."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)()
-    if embeddings is not None and not getattr(config, "tie_word_embeddings", False):
-        multiplied -= embeddings.weight.numel()
-    mixers = config.mixer_configs() if config is not None and hasattr(config, "mixer_configs") else []
-    return 6.0 * multiplied + 3.0 * sum(_forward(mixer, length) for mixer in mixers)
+    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
+    looked_up = None if embeddings is None or tied else embeddings.weight
+    return [p for p in model.parameters() if p is not looked_up]
+
+
+def _mixers(model: nn.Module) -> list[Any]:
+    config = getattr(model, "config", None)
+    return config.mixer_configs() if config is not None and hasattr(config, "mixer_configs") else []
 
 
 def _forward(mixer: Any, length: int) -> float:

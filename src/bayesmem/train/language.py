@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,18 +71,18 @@ class LanguageTrainer(WholeTrainer):
         step_tokens: tokens a step.
         token_flops: operations a token.
         peak: operations a second of all devices, where known.
-        tokenizer: saved beside the model, whose config it does not touch.
+        tokenizer: saved beside the model, whose config it does not touch; ``None`` where nothing is saved.
         kwargs: as of ``WholeTrainer``.
     """
 
     def __init__(
         self,
         *,
-        tokens_per_byte: float,
+        tokens_per_byte: float | int,
         step_tokens: int,
-        token_flops: float,
-        peak: float | None,
-        tokenizer: PreTrainedTokenizerBase,
+        token_flops: float | int,
+        peak: float | int | None,
+        tokenizer: PreTrainedTokenizerBase | None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -166,7 +167,7 @@ class LanguageTrainer(WholeTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save:
+        if self.args.should_save and self.tokenizer is not None:
             self.tokenizer.save_pretrained(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -180,6 +181,9 @@ def train_language(
     streams: Streams,
     config: RunConfig,
     args: TrainingArguments,
+    kind: Callable[..., LanguageTrainer] = LanguageTrainer,
+    title: str = "train",
+    deadline: float | int | None = None,
 ) -> LanguageResult:
     """Train ``model`` in place, and save it with its tokenizer in ``out/model``.
 
@@ -192,14 +196,19 @@ def train_language(
         streams: what to train and evaluate on.
         config: of the run.
         args: its ``arguments``.
+        kind: makes the trainer, for a loss of its own.
+        title: what the progress bar says.
+        deadline: of ``time.monotonic``: training stops there as it does on a signal.
 
     Raises:
         ValueError: the loss is no longer a number.
         OSError: the disk is full, or would be.
-        Interrupted: a signal came; a checkpoint was written first.
+        Interrupted: a signal came, or the deadline; a checkpoint was written first.
     """
     out = Path(args.output_dir)
     main = args.process_index == 0
+    if main:
+        out.mkdir(parents=True, exist_ok=True)
     last = _agreed(last_checkpoint(out) if main else None, args)
     if main:
         held = 4 * sum(p.numel() for p in model.parameters())
@@ -209,7 +218,7 @@ def train_language(
         enable({"use_reentrant": False})
     model.train()
     peak = peak_flops(args.device, config.bf16)
-    trainer = LanguageTrainer(
+    trainer = kind(
         tokens_per_byte=streams.tokens_per_byte,
         step_tokens=config.step_tokens,
         token_flops=training_flops(model, config.length),
@@ -222,10 +231,10 @@ def train_language(
         data_collator=default_data_collator,
         tokenizer=tokenizer,
     )
-    callbacks: list[TrainerCallback] = [Bar("train")]
+    callbacks: list[TrainerCallback] = [Bar(title)]
     if main:
         callbacks += [Log(out, int(last.name.rsplit("-", 1)[1]) if last else 0), *_tensorboard(out)]
-    result = fit(trainer, last, callbacks)
+    result = fit(trainer, last, callbacks, deadline)
     folder = _save(trainer, out)
     evaluations = [row for row in trainer.state.log_history if "eval_loss" in row]
     return LanguageResult(result, evaluations, folder)

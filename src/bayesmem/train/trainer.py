@@ -140,19 +140,22 @@ def train(
     return fit(trainer, last_checkpoint(out), [Bar(title)])
 
 
-def fit(trainer: WholeTrainer, last: Path | None, callbacks: Sequence[TrainerCallback]) -> TrainResult:
+def fit(
+    trainer: WholeTrainer, last: Path | None, callbacks: Sequence[TrainerCallback], deadline: float | int | None = None
+) -> TrainResult:
     """Run a trainer from a checkpoint, or from the start, to the end of its steps or a signal.
 
     Args:
         trainer: all set.
         last: checkpoint to go on from.
         callbacks: what else happens.
+        deadline: of ``time.monotonic``: training stops there as it does on a signal.
 
     Raises:
         OSError: the disk is full.
-        Interrupted: a signal came; a checkpoint was written first.
+        Interrupted: a signal came, or the deadline; a checkpoint was written first.
     """
-    stop = StopOnSignal()
+    stop = StopOnSignal(deadline)
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
     for one in (*callbacks, stop, *([_GoesOn(trainer, last)] if last else [])):

@@ -6,6 +6,7 @@ from torch import Tensor
 from bayesmem.ops.fused.tables import chunk_count, grouped, spans_at, whole
 from bayesmem.ops.triton.covariance_backward import covariance_backward
 from bayesmem.ops.triton.covariance_forward import covariance_forward
+from bayesmem.ops.triton.covariance_segments import forward_segments, segmented_forward
 from bayesmem.ops.triton.variance import variance_forward
 
 
@@ -42,7 +43,12 @@ def covariance_op(
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     gates = (log_retention, process_noise, obs_noise, floor)
-    gain, innovation_var, checkpoints, final_cov = covariance_forward(k, *gates, initial_cov, spans)
+    segments = forward_segments(k, log_retention.shape[1], spans)
+    if segments is None:
+        made = covariance_forward(k, *gates, initial_cov, spans)
+    else:
+        made = segmented_forward(k, *gates, initial_cov, spans, segments)
+    gain, innovation_var, checkpoints, final_cov = made
     var = gain.new_empty(0)
     if q is not None:
         var = variance_forward(q, gain, innovation_var, checkpoints, log_retention, process_noise, spans, "tf32x3")

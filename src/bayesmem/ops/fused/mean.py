@@ -27,7 +27,7 @@ def mean_op(
         q: queries ``[N, G, K]``.
         k: keys ``[N, G, K]``.
         v: values ``[N, H, V]``.
-        gain: ``[N, H, K]`` float32.
+        gain: ``[N, H, K]``, float32 or in the dtype of the streams, to which it is rounded.
         log_decay: ``[N, H]`` float32.
         initial_mean: ``[S, H, K, V]`` float32.
         cu_seqlens: offsets of packed sequences.

@@ -9,17 +9,22 @@ variance s and predictive variance, P- predicted covariance. Differentiating one
 
 so Lambda is driven by keys and gradients alone, and only the gradients of keys and queries need P. In chunks:
 ``covariance_prepare`` (parallel), ``covariance_chain`` (a matrix product recurrence over the chunks, backwards),
-``covariance_tokens`` (parallel), ``variance`` (products with P, parallel).
+``covariance_tokens`` (parallel), ``variance`` (products with P, parallel). Where few heads go through long sequences,
+the chain runs over segments side by side (``covariance_segments``).
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesmem.ops.triton.covariance_chain import chain
-from bayesmem.ops.triton.covariance_prepare import prepare
+from bayesmem.ops.triton.carry import leaving
+from bayesmem.ops.triton.covariance_chain import Chained, chain
+from bayesmem.ops.triton.covariance_prepare import Prepared, prepare
+from bayesmem.ops.triton.covariance_segments import backward_segments
 from bayesmem.ops.triton.covariance_tokens import tokens
+from bayesmem.ops.triton.covariance_transition import transitions
 from bayesmem.ops.triton.mean_config import Tuning
+from bayesmem.ops.triton.segments import Segments
 from bayesmem.ops.triton.spans import Spans
 from bayesmem.ops.triton.variance import posterior_times
 
@@ -66,8 +71,10 @@ def covariance_backward(
         dinnovation_var: gradient of the innovation variances.
         dvar: gradient of the predictive variances.
         d_final_cov: gradient of ``final_cov``, symmetric or not.
-        prec: precision of the products that make Lambda; those with P_0 subtract, and are always ``tf32x3``.
-        tuning: overrides a kernel: ``prepare``, ``chain``, ``tokens``, ``posterior``, ``predicted``.
+        prec: precision of the products that make Lambda (``covariance_products``): ``bf16x3`` for streams of 16 bits,
+            ``tf32x3`` for those of float32, which also get ``covariance_retention``. Products with P_0 that make dq
+            subtract, and are always ``tf32x3``.
+        tuning: overrides a kernel: ``prepare``, ``chain``, ``tokens``, ``retention``, ``posterior``.
 
     Returns:
         Gradients of k ``[N, H, K]`` (a value head each) and q (None without ``dvar``) in the dtype of the streams, of
@@ -80,7 +87,39 @@ def covariance_backward(
         dvar = torch.where(var > 0, dvar, 0)  # it was cut there
     gradients = (dgain, dinnovation_var, dvar)
     prepared = prepare(k, q, gain, innovation_var, log_retention, *gradients, spans, prec, tuning)
-    chained, d_initial_cov = chain(prepared, dvar, log_retention, checkpoints, final_cov, d_final_cov, spans, tuning)
+    segments = backward_segments(final_cov, spans, prec, tuning)
+    states = (checkpoints, final_cov, d_final_cov)
+    if segments is None:
+        chained, d_initial_cov = chain(prepared, dvar, log_retention, *states, spans, prec, tuning)
+    else:
+        chained, d_initial_cov = _chain_in_segments(prepared, dvar, log_retention, *states, segments, prec, tuning)
+        spans = segments.spans
     gates = (log_retention, process_noise, obs_noise, floor)
     made = tokens(k, q, innovation_var, gates, gradients, var, checkpoints, prepared, chained, spans, prec, tuning)
     return made.k, dq, made.log_retention, made.process_noise, made.obs_noise, made.floor.sum(0), d_initial_cov
+
+
+def _chain_in_segments(
+    prepared: Prepared,
+    dvar: Float[Tensor, "N H"] | None,
+    log_retention: Float[Tensor, "N H"],
+    checkpoints: Float[Tensor, "NC H K K"],
+    final_cov: Float[Tensor, "S H K K"],
+    d_final_cov: Float[Tensor, "S H K K"] | None,
+    segments: Segments,
+    prec: str,
+    tuning: Tuning | None,
+) -> tuple[Chained, Float[Tensor, "S H K K"]]:
+    """As ``chain``: once from zero to learn what every segment gathers, once from what then leaves it."""
+    spans = segments.spans
+    after = spans.chunk_first[1:].long().clamp(max=len(checkpoints) - 1)
+    ends = checkpoints[after]
+    ends[segments.last] = final_cov
+    _, gathered = chain(prepared, dvar, log_retention, checkpoints, ends, None, spans, prec, tuning)
+    transition, _ = transitions(
+        prepared.gain, prepared.read, log_retention, prepared.to_end, None, segments.length, spans, prec, tuning
+    )
+    d_final = None if d_final_cov is None else 0.5 * (d_final_cov + d_final_cov.mT)
+    leaves = leaving(gathered, transition, d_final, segments, both=True)
+    chained, d_initial = chain(prepared, dvar, log_retention, checkpoints, ends, leaves, spans, prec, tuning)
+    return chained, d_initial[segments.first]

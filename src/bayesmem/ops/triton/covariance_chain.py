@@ -22,14 +22,15 @@ from torch import Tensor
 from bayesmem.ops.triton.covariance_chain_tiled import tiled_chain_kernel
 from bayesmem.ops.triton.covariance_config import chain_config
 from bayesmem.ops.triton.covariance_prepare import Pair, Prepared
-from bayesmem.ops.triton.covariance_products import pair_product, product, split
+from bayesmem.ops.triton.covariance_products import pair_product, product, split, transposed
 from bayesmem.ops.triton.covariance_tiles import (
     cov_after,
+    load_column_pair,
     load_columns,
     load_gate,
     load_matrix,
-    load_tokens,
-    store_columns,
+    load_token_pair,
+    store_column_pair,
     store_matrix,
 )
 from bayesmem.ops.triton.mean_config import Tuning
@@ -47,6 +48,7 @@ class Chained:
         trace: the diagonal of Lambda_C ``[NC, H, K]``.
         overlap: ``<Lambda_C, P_C>`` ``[NC, H]`` of every chunk so many before its sequence's last as ``renew`` divides.
         renew: how many chunks share an overlap.
+        began: ``<Lambda_C, P_0>`` of every chunk ``[NC, H]``, for ``covariance_retention``.
     """
 
     sent: Pair
@@ -54,6 +56,7 @@ class Chained:
     trace: Float[Tensor, "NC H K"]
     overlap: Float[Tensor, "NC H"]
     renew: int
+    began: Float[Tensor, "NC H"] | None
 
 
 @triton.jit
@@ -75,6 +78,7 @@ def chain_kernel(
     met,
     trace,
     overlap,
+    began,
     d_initial_cov,
     seq_start,
     chunk_first,
@@ -83,6 +87,7 @@ def chain_kernel(
     C: tl.constexpr,
     BK: tl.constexpr,
     RENEW: tl.constexpr,
+    PREC: tl.constexpr,
 ):
     """One program a sequence and head, BK >= K; Lambda starts and ends in ``d_initial_cov``."""
     sequence, head = tl.program_id(0), tl.program_id(1)
@@ -96,8 +101,7 @@ def chain_kernel(
         at = chunk.to(tl.int64) * H + head
         first = begin + (chunk - chunk_begin) * C
         live = first + tl.arange(0, C) < end
-        g_high = load_tokens(gain_high, first, live, head, 0, H, K, C, BK)
-        g_low = load_tokens(gain_low, first, live, head, 0, H, K, C, BK)
+        g = load_token_pair(gain_high, gain_low, first, live, head, 0, H, K, C, BK)
         after = load_gate(to_end, first, live, head, H, C, 1.0)
         kept = tl.exp(tl.load(log_retention + first * H + head)) * tl.load(to_end + first * H + head)
         diagonal = tl.sum(tl.where(i[:, None] == i[None, :], lam, 0.0), 1)
@@ -105,26 +109,26 @@ def chain_kernel(
         if back % RENEW == 0:
             cov = cov_after(checkpoints, final_cov, chunk, last, sequence, head, H, K)
             tl.store(overlap + at, tl.sum(tl.sum(lam * load_matrix(cov, 0, 0, K, BK, BK), 1), 0))
+        if began is not None:
+            cov = load_matrix(checkpoints + at * (K * K), 0, 0, K, BK, BK)
+            tl.store(began + at, tl.sum(tl.sum(lam * cov, 1), 0))
 
-        lam_high, lam_low = split(lam)
-        n = pair_product(lam_high, lam_low, tl.trans(g_high), tl.trans(g_low), None) * after[None, :]
-        n_high, n_low = split(n)
-        k_high = load_columns(read_high, at, 0, K, C, BK)
-        k_low = load_columns(read_low, at, 0, K, C, BK)
-        store_columns(sent_high, n_high, at, 0, K, C, BK)
-        store_columns(sent_low, n_low, at, 0, K, C, BK)
-        s = pair_product(g_high, g_low, n_high, n_low, None) * after[:, None]
+        n = pair_product(split(lam, PREC), transposed(g), None, PREC) * after[None, :]
+        n_pair = split(n, PREC)
+        k_bar = load_column_pair(read_high, read_low, at, 0, K, C, BK)
+        store_column_pair(sent_high, sent_low, n_pair, at, 0, K, C, BK)
+        s = pair_product(g, n_pair, None, PREC) * after[:, None]
         tl.store(met + square_tile(at, C), s)
-        s_high, s_low = split(0.5 * s)
+        s_pair = split(0.5 * s, PREC)
         z = 0.5 * load_columns(alpha, at, 0, K, C, BK) - kept * n
-        z_high, z_low = split(pair_product(k_high, k_low, s_high, s_low, z))
+        z_pair = split(pair_product(k_bar, s_pair, z, PREC), PREC)
         # Both of two transposes: the tensor cores make the second one sooner than shared memory turns the first.
-        lam = pair_product(k_high, k_low, tl.trans(z_high), tl.trans(z_low), (kept * kept) * lam)
-        lam = pair_product(z_high, z_low, tl.trans(k_high), tl.trans(k_low), lam)
+        lam = pair_product(k_bar, transposed(z_pair), (kept * kept) * lam, PREC)
+        lam = pair_product(z_pair, transposed(k_bar), lam, PREC)
         if dvar is not None:
             q_bar = load_columns(heard, at, 0, K, C, BK)
             q_nu = q_bar * load_gate(dvar, first, live, head, H, C, 0.0)[None, :]
-            lam = product(q_bar, tl.trans(q_nu), lam, "bf16x3")
+            lam = product(q_bar, tl.trans(q_nu), lam, PREC)
     store_matrix(own, 0.5 * (lam + tl.trans(lam)), 0, 0, K, BK, BK)
 
 
@@ -136,6 +140,7 @@ def chain(
     final_cov: Float[Tensor, "S H K K"],
     d_final_cov: Float[Tensor, "S H K K"] | None,
     spans: Spans,
+    prec: str,
     tuning: Tuning | None,
 ) -> tuple[Chained, Float[Tensor, "S H K K"]]:
     """Launch one of the two kernels: what is left for the tokens, and the gradient of the initial covariance.
@@ -143,12 +148,14 @@ def chain(
     ``prepared.alpha`` may be overwritten.
     """
     heads, key_dim = final_cov.shape[1], final_cov.shape[-1]
-    config = chain_config(final_cov, tuning)
+    config = chain_config(final_cov, prec, tuning)
     start = torch.zeros_like(final_cov) if d_final_cov is None else d_final_cov
     d_initial_cov = 0.5 * (start + start.mT)
-    sent = (torch.empty_like(prepared.read[0]), torch.empty_like(prepared.read[1]))
+    high, low = prepared.read
+    sent = (torch.empty_like(high), None if low is None else torch.empty_like(low))
     trace, overlap = final_cov.new_empty(spans.chunks, heads, key_dim), final_cov.new_empty(spans.chunks, heads)
-    chained = Chained(sent, torch.empty_like(prepared.solve), trace, overlap, config["RENEW"])
+    began = None if prec == "bf16x3" else torch.empty_like(overlap)
+    chained = Chained(sent, torch.empty_like(prepared.solve), trace, overlap, config["RENEW"], began)
     kernel = chain_kernel if config["BK"] >= key_dim else tiled_chain_kernel
     kernel[(spans.sequences, heads)](
         *prepared.gain,
@@ -164,6 +171,7 @@ def chain(
         chained.met,
         chained.trace,
         chained.overlap,
+        chained.began,
         d_initial_cov,
         spans.seq_start,
         spans.chunk_first,

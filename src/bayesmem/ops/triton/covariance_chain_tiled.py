@@ -8,13 +8,15 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
-from bayesmem.ops.triton.covariance_products import joined, pair_product, product, split
+from bayesmem.ops.triton.covariance_products import joined, pair_product, product, split, transposed
 from bayesmem.ops.triton.covariance_tiles import (
     cov_after,
+    load_column_pair,
     load_columns,
     load_gate,
     load_matrix,
-    load_tokens,
+    load_token_pair,
+    store_column_pair,
     store_columns,
     store_matrix,
 )
@@ -40,6 +42,7 @@ def tiled_chain_kernel(
     met,
     trace,
     overlap,
+    began,
     d_initial_cov,
     seq_start,
     chunk_first,
@@ -48,6 +51,7 @@ def tiled_chain_kernel(
     C: tl.constexpr,
     BK: tl.constexpr,
     RENEW: tl.constexpr,
+    PREC: tl.constexpr,
 ):
     """One program a sequence and head; Lambda starts and lives in ``d_initial_cov``; Z replaces ``alpha``.
 
@@ -69,52 +73,52 @@ def tiled_chain_kernel(
         renew = back % RENEW == 0
         s = tl.zeros([C, C], tl.float32)
         shared = tl.zeros([BK, BK], tl.float32)
+        before = tl.zeros([BK, BK], tl.float32)
         for col in range(0, K, BK):
             n = tl.zeros([BK, C], tl.float32)
             for row in range(0, K, BK):
                 part = load_matrix(lam, col, row, K, BK, BK)
-                g_high = tl.trans(load_tokens(gain_high, first, live, head, row, H, K, C, BK))
-                g_low = tl.trans(load_tokens(gain_low, first, live, head, row, H, K, C, BK))
-                part_high, part_low = split(part)
-                n = pair_product(part_high, part_low, g_high, g_low, n)
+                g = transposed(load_token_pair(gain_high, gain_low, first, live, head, row, H, K, C, BK))
+                n = pair_product(split(part, PREC), g, n, PREC)
                 if renew:
                     shared += part * load_matrix(cov, col, row, K, BK, BK)
+                if began is not None:
+                    before += part * load_matrix(checkpoints + at * (K * K), col, row, K, BK, BK)
                 if row == col:
                     diagonal = tl.sum(tl.where(i[:, None] == i[None, :], part, 0.0), 1)
                     tl.store(trace + at * K + col + i, diagonal, mask=col + i < K)
-            n_high, n_low = split(n * after[None, :])
-            store_columns(sent_high, n_high, at, col, K, C, BK)
-            store_columns(sent_low, n_low, at, col, K, C, BK)
-            g_high = load_tokens(gain_high, first, live, head, col, H, K, C, BK)
-            g_low = load_tokens(gain_low, first, live, head, col, H, K, C, BK)
-            s = pair_product(g_high, g_low, n_high, n_low, s)
+            n_pair = split(n * after[None, :], PREC)
+            store_column_pair(sent_high, sent_low, n_pair, at, col, K, C, BK)
+            g = load_token_pair(gain_high, gain_low, first, live, head, col, H, K, C, BK)
+            s = pair_product(g, n_pair, s, PREC)
         s *= after[:, None]
         tl.store(met + square_tile(at, C), s)
         if renew:
             tl.store(overlap + at, tl.sum(tl.sum(shared, 1), 0))
-        s_high, s_low = split(0.5 * s)
+        if began is not None:
+            tl.store(began + at, tl.sum(tl.sum(before, 1), 0))
+        s_pair = split(0.5 * s, PREC)
         tl.debug_barrier()
         for col in range(0, K, BK):
-            n = joined(load_columns(sent_high, at, col, K, C, BK), load_columns(sent_low, at, col, K, C, BK))
+            n = joined(load_column_pair(sent_high, sent_low, at, col, K, C, BK))
             z = 0.5 * load_columns(alpha, at, col, K, C, BK) - kept * n
-            k_high, k_low = load_columns(read_high, at, col, K, C, BK), load_columns(read_low, at, col, K, C, BK)
-            store_columns(alpha, pair_product(k_high, k_low, s_high, s_low, z), at, col, K, C, BK)
+            k_bar = load_column_pair(read_high, read_low, at, col, K, C, BK)
+            store_columns(alpha, pair_product(k_bar, s_pair, z, PREC), at, col, K, C, BK)
         tl.debug_barrier()
         for row in range(0, K, BK):
-            k_high, k_low = load_columns(read_high, at, row, K, C, BK), load_columns(read_low, at, row, K, C, BK)
-            z_high, z_low = split(load_columns(alpha, at, row, K, C, BK))
+            k_bar = load_column_pair(read_high, read_low, at, row, K, C, BK)
+            z_pair = split(load_columns(alpha, at, row, K, C, BK), PREC)
             for col in range(0, row + BK, BK):
-                other_high, other_low = split(tl.trans(load_columns(alpha, at, col, K, C, BK)))
+                other = split(tl.trans(load_columns(alpha, at, col, K, C, BK)), PREC)
                 moved = kept * kept * load_matrix(lam, row, col, K, BK, BK)
-                moved = pair_product(k_high, k_low, other_high, other_low, moved)
-                other_high = tl.trans(load_columns(read_high, at, col, K, C, BK))
-                other_low = tl.trans(load_columns(read_low, at, col, K, C, BK))
-                moved = pair_product(z_high, z_low, other_high, other_low, moved)
+                moved = pair_product(k_bar, other, moved, PREC)
+                other = transposed(load_column_pair(read_high, read_low, at, col, K, C, BK))
+                moved = pair_product(z_pair, other, moved, PREC)
                 if dvar is not None:
                     q_row = load_columns(heard, at, row, K, C, BK)
                     q_row *= load_gate(dvar, first, live, head, H, C, 0.0)[None, :]
                     q_col = load_columns(heard, at, col, K, C, BK)
-                    moved = product(q_row, tl.trans(q_col), moved, "bf16x3")
+                    moved = product(q_row, tl.trans(q_col), moved, PREC)
                 tl.debug_barrier()
                 store_matrix(lam, moved, row, col, K, BK, BK)
                 if row != col:

@@ -23,15 +23,27 @@ def prepare_config(gain: Tensor, prec: str, tuning: Tuning | None) -> Config:
     return _put("prepare", config, tuning)
 
 
-def chain_config(final_cov: Tensor, tuning: Tuning | None) -> Config:
+def chain_config(final_cov: Tensor, prec: str, tuning: Tuning | None) -> Config:
     """Of ``covariance_chain``: BK, at least K where Lambda stays in registers, otherwise the size of its tiles.
 
     <Lambda, P> is made anew every RENEW chunks, between which it is a sum: rarer is faster, and rounds more.
     """
     whole = block(final_cov.shape[-1], 256)
     fits = whole <= 64 or (whole == 128 and limits(final_cov.device).shared >= WHOLE_SHARED)
-    config = {"BK": whole if fits else 64, "RENEW": 8, "num_warps": 8 if fits and whole == 128 else 4, "num_stages": 1}
+    blocks = {"BK": whole if fits else 64, "RENEW": 8, "PREC": prec}
+    config = {**blocks, "num_warps": 8 if fits and whole == 128 else 4, "num_stages": 1}
     return _put("chain", config, tuning)
+
+
+def transition_config(gain: Tensor, prec: str, tuning: Tuning | None) -> Config:
+    """Of ``covariance_transition``: BA columns of A a program, whose rows stand in blocks of BH, at least half of K.
+
+    Products of float32 over 128 channels do not fit the registers; over 64 they do.
+    """
+    size = gain.shape[-1]
+    blocks = {"BH": block(size, 64), "BA": block(size, 32)}
+    config = {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 1}
+    return _put("transition", config, tuning)
 
 
 def tokens_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
@@ -39,6 +51,12 @@ def tokens_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
     size = k.shape[-1]
     blocks = {"BK": block(size, 32), "OUT_BLOCK": block(size, 64), "SUM_BLOCK": block(size, 32)}
     return _put("tokens", {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 2}, tuning)
+
+
+def retention_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
+    """Of ``covariance_retention``: BK channels at a time."""
+    config = {"BK": block(k.shape[-1], 32), "PREC": prec, "num_warps": 4, "num_stages": 2}
+    return _put("retention", config, tuning)
 
 
 def product_config(gain: Tensor, product: str, prec: str, tuning: Tuning | None) -> Config:

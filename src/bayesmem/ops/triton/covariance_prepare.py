@@ -34,15 +34,16 @@ from bayesmem.ops.triton.covariance_tiles import (
     load_tokens,
     place_chunk,
     retention_ratios,
+    store_column_pair,
     store_columns,
     store_gate,
-    store_tokens,
+    store_token_pair,
 )
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
 from bayesmem.ops.triton.spans import Spans
 
-Pair = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Prepared:
     """What the chain and the tokens read; those of q are None without a gradient of the variances.
 
     Attributes:
-        gain: as a pair ``[N, H, K]`` (``covariance_products``).
+        gain: as a pair ``[N, H, K]`` (``covariance_products``), as the next two pairs: bfloat16, or float32 and None.
         solve: Li ``[NC, H, C, C]``.
         direct: the part of Lambda_t g_t along the keys that needs no Lambda ``[NC, H, C, C]``.
         query: that along the queries ``[NC, H, C, C]``.
@@ -115,9 +116,8 @@ def prepare_kernel(
     qg = tl.zeros([C, C], tl.float32)
     for col in range(0, K, BK):
         g_tile = load_tokens(gain, first, live, head, col, H, K, C, BK)
-        g_high, g_low = split(g_tile)
-        store_tokens(gain_high, g_high, first, live, head, col, H, K, C, BK)
-        store_tokens(gain_low, g_low, first, live, head, col, H, K, C, BK)
+        if gain_low is not None:
+            store_token_pair(gain_high, gain_low, split(g_tile, PREC), first, live, head, col, H, K, C, BK)
         g_tile = tl.trans(g_tile)
         kg = product(load_tokens(k, first, live, key_head, col, G, K, C, BK), g_tile, kg, PREC)
         yg = product(load_tokens(dgain, first, live, head, col, H, K, C, BK), g_tile, yg, PREC)
@@ -154,9 +154,8 @@ def prepare_kernel(
     drive = tl.trans(tl.where(i[:, None] == i[None, :], along[:, None], -drive) * since[None, :])
     for col in range(0, K, OUT_BLOCK):
         k_tile = tl.trans(load_tokens(k, first, live, key_head, col, G, K, C, OUT_BLOCK))
-        read_tile_high, read_tile_low = split(product(k_tile, inverse, None, PREC))
-        store_columns(read_high, read_tile_high, at, col, K, C, OUT_BLOCK)
-        store_columns(read_low, read_tile_low, at, col, K, C, OUT_BLOCK)
+        read = split(product(k_tile, inverse, None, PREC), PREC)
+        store_column_pair(read_high, read_low, read, at, col, K, C, OUT_BLOCK)
         alpha_tile = (
             tl.trans(load_tokens(dgain, first, live, head, col, H, K, C, OUT_BLOCK)) * (since * per_var)[None, :]
         )
@@ -166,6 +165,11 @@ def prepare_kernel(
             heard_tile = q_tile.to(tl.float32) * since[None, :]
             heard_tile = product(k_tile, tl.trans(query_drive), heard_tile, PREC)
             store_columns(heard, heard_tile, at, col, K, C, OUT_BLOCK)
+
+
+def empty_pair(x: Tensor) -> Pair:
+    """Room for the two halves of ``x``."""
+    return torch.empty_like(x, dtype=torch.bfloat16), torch.empty_like(x, dtype=torch.bfloat16)
 
 
 def prepare(
@@ -187,14 +191,14 @@ def prepare(
     solve = gain.new_empty(spans.chunks, heads, chunk, chunk)
     alpha = gain.new_empty(spans.chunks, heads, key_dim, chunk)
     query, heard = (torch.empty_like(x) if asked else None for x in (solve, alpha))
-    pairs = [torch.empty_like(x, dtype=torch.bfloat16) for x in (gain, gain, alpha, alpha)]
+    halved = prec == "bf16x3"
     prepared = Prepared(
-        (pairs[0], pairs[1]),
+        empty_pair(gain) if halved else (gain, None),
         solve,
         torch.empty_like(solve),
         query,
         alpha,
-        (pairs[2], pairs[3]),
+        empty_pair(alpha) if halved else (torch.empty_like(alpha), None),
         heard,
         *(torch.empty_like(log_retention) for _ in range(2)),
     )

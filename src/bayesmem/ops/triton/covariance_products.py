@@ -1,12 +1,14 @@
 """Products of float32 tiles on the tensor cores, and the inverse that is made of them.
 
-Legend: a float32 x is kept and multiplied as a pair, x = high + low, both bfloat16, wrong by 2^-17:
+Legend: what is multiplied is a pair (high, low), by what PREC says. With ``bf16x3``, for streams of 16 bits, a float32
+x is kept and multiplied as x = high + low, both bfloat16, wrong by 2^-17:
 
     a b = a_high b_low + a_low b_high + a_high b_high
 
-This is PREC ``bf16x3``, made here and not by Triton: tiles of 16 bits cross shared memory untransposed and without
-bank conflicts, as those of 32 do not; a tile is split once for all its products, or in memory already; and what is
-bfloat16 by nature (keys, queries) has no low half. All else, ``tf32``, ``tf32x3``, ``ieee``, is Triton's.
+This is made here and not by Triton: tiles of 16 bits cross shared memory untransposed and without bank conflicts, as
+those of 32 do not; a tile is split once for all its products, or in memory already; and what is bfloat16 by nature
+(keys, queries) has no low half: low is None. All else, ``tf32x3`` (for float32 streams), ``tf32``, ``ieee``, is
+Triton's: a pair is then whole, its high the float32 tile and its low None.
 """
 
 from typing import no_type_check
@@ -27,50 +29,56 @@ def half_product(a, b, acc):
 
 @triton.jit
 @no_type_check
-def split(x):
-    """The pair of a float32 tile, rounded by integer arithmetic: single conversions to bfloat16 are slow."""
-    bits = (x.to(tl.uint32, bitcast=True) + 0x8000) & 0xFFFF0000
-    low = (x - bits.to(tl.float32, bitcast=True)).to(tl.bfloat16)
-    return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), low
+def split(x, PREC: tl.constexpr):
+    """The pair of a tile. Rounded by integer arithmetic, since single conversions to bfloat16 are slow."""
+    if PREC != "bf16x3" or x.dtype == tl.bfloat16:
+        return (x,)
+    else:
+        x = x.to(tl.float32)
+        bits = (x.to(tl.uint32, bitcast=True) + 0x8000) & 0xFFFF0000
+        low = (x - bits.to(tl.float32, bitcast=True)).to(tl.bfloat16)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), low
 
 
 @triton.jit
 @no_type_check
-def joined(high, low):
+def joined(pair):
     """The float32 of a pair."""
-    return high.to(tl.float32) + low.to(tl.float32)
+    if len(pair) == 1:
+        return pair[0].to(tl.float32)
+    else:
+        return pair[0].to(tl.float32) + pair[1].to(tl.float32)
 
 
 @triton.jit
 @no_type_check
-def pair_product(a_high, a_low, b_high, b_low, acc):
-    """``acc + a b`` in float32; ``acc`` may be None."""
-    acc = half_product(a_high, b_low, acc)
-    acc = half_product(a_low, b_high, acc)
-    return half_product(a_high, b_high, acc)
+def transposed(pair):
+    """The transpose of a pair."""
+    if len(pair) == 1:
+        return (tl.trans(pair[0]),)
+    else:
+        return tl.trans(pair[0]), tl.trans(pair[1])
+
+
+@triton.jit
+@no_type_check
+def pair_product(a, b, acc, PREC: tl.constexpr):
+    """``acc + a b`` of two pairs in float32; ``acc`` may be None."""
+    if PREC == "bf16x3":
+        if len(b) == 2:
+            acc = half_product(a[0], b[1], acc)
+        if len(a) == 2:
+            acc = half_product(a[1], b[0], acc)
+        return half_product(a[0], b[0], acc)
+    else:
+        return tl.dot(a[0].to(tl.float32), b[0].to(tl.float32), acc, input_precision=PREC)
 
 
 @triton.jit
 @no_type_check
 def product(a, b, acc, PREC: tl.constexpr):
-    """``acc + a b`` in float32, where ``acc`` may be None."""
-    if PREC == "bf16x3":
-        if a.dtype == tl.bfloat16:
-            a_high = a
-        else:
-            a_high, a_low = split(a.to(tl.float32))
-        if b.dtype == tl.bfloat16:
-            b_high = b
-        else:
-            b_high, b_low = split(b.to(tl.float32))
-        if b.dtype != tl.bfloat16:
-            acc = half_product(a_high, b_low, acc)
-        if a.dtype != tl.bfloat16:
-            acc = half_product(a_low, b_high, acc)
-        acc = half_product(a_high, b_high, acc)
-    else:
-        acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PREC)
-    return acc
+    """``acc + a b`` of two tiles in float32; ``acc`` may be None."""
+    return pair_product(split(a, PREC), split(b, PREC), acc, PREC)
 
 
 @triton.jit

@@ -79,6 +79,50 @@ def store_columns(x, tile, at, row, K: tl.constexpr, C: tl.constexpr, BK: tl.con
 
 @triton.jit
 @no_type_check
+def load_token_pair(
+    high, low, first, live, head, col, HEADS: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BD: tl.constexpr
+):
+    """``load_tokens`` of a pair (``covariance_products``), whose ``low`` may be None."""
+    if low is None:
+        return (load_tokens(high, first, live, head, col, HEADS, D, C, BD),)
+    else:
+        high_tile = load_tokens(high, first, live, head, col, HEADS, D, C, BD)
+        return high_tile, load_tokens(low, first, live, head, col, HEADS, D, C, BD)
+
+
+@triton.jit
+@no_type_check
+def store_token_pair(
+    high, low, pair, first, live, head, col, HEADS: tl.constexpr, D: tl.constexpr, C: tl.constexpr, BD: tl.constexpr
+):
+    """The inverse of ``load_token_pair``."""
+    store_tokens(high, pair[0], first, live, head, col, HEADS, D, C, BD)
+    if low is not None:
+        store_tokens(low, pair[1], first, live, head, col, HEADS, D, C, BD)
+
+
+@triton.jit
+@no_type_check
+def load_column_pair(high, low, at, row, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr):
+    """``load_columns`` of a pair, whose ``low`` may be None."""
+    if low is None:
+        return (load_columns(high, at, row, K, C, BK),)
+    else:
+        high_tile = load_columns(high, at, row, K, C, BK)
+        return high_tile, load_columns(low, at, row, K, C, BK)
+
+
+@triton.jit
+@no_type_check
+def store_column_pair(high, low, pair, at, row, K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr):
+    """The inverse of ``load_column_pair``."""
+    store_columns(high, pair[0], at, row, K, C, BK)
+    if low is not None:
+        store_columns(low, pair[1], at, row, K, C, BK)
+
+
+@triton.jit
+@no_type_check
 def load_matrix(x, row, col, K: tl.constexpr, BI: tl.constexpr, BJ: tl.constexpr):
     """A tile ``[BI, BJ]`` of the ``[K, K]`` matrix at ``x``."""
     i, j = row + tl.arange(0, BI), col + tl.arange(0, BJ)

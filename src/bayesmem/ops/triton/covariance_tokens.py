@@ -28,15 +28,18 @@ from torch import Tensor
 from bayesmem.ops.triton.covariance_chain import Chained
 from bayesmem.ops.triton.covariance_config import tokens_config
 from bayesmem.ops.triton.covariance_prepare import Prepared
-from bayesmem.ops.triton.covariance_products import joined, pair_product, product, split
+from bayesmem.ops.triton.covariance_products import joined, pair_product, product, split, transposed
+from bayesmem.ops.triton.covariance_retention import retain
 from bayesmem.ops.triton.covariance_tiles import (
-    load_columns,
+    load_column_pair,
     load_gate,
     load_matrix,
+    load_token_pair,
     load_tokens,
     place_chunk,
     retention_ratios,
     store_gate,
+    store_token_pair,
     store_tokens,
 )
 from bayesmem.ops.triton.mean_config import Tuning
@@ -126,7 +129,7 @@ def tokens_kernel(
     toward = product(tl.trans(inverse), toward, None, PREC)
     toward = tl.trans(tl.load(direct + square_tile(at, C)) - tl.where(below, ratio * toward, 0.0))
     half = tl.trans(tl.where(below, -0.5 * ratio * inverse, 0.0))
-    inverse_high, inverse_low = split(tl.trans(inverse * to_end[None, :]))
+    inverse_pair = split(tl.trans(inverse * to_end[None, :]), PREC)
     spread = load_gate(innovation_var, first, live, head, H, C, 1.0)
     per_var = 1.0 / spread
 
@@ -140,21 +143,18 @@ def tokens_kernel(
         y_tile = load_tokens(dgain, first, live, head, col, H, K, C, BK) * per_var[:, None]
         lam_g = product(toward, k_tile, None, PREC)
         lam_g = product(half, y_tile, lam_g, PREC)
-        n_high = tl.trans(load_columns(sent_high, at, col, K, C, BK))
-        n_low = tl.trans(load_columns(sent_low, at, col, K, C, BK))
-        lam_g = pair_product(inverse_high, inverse_low, n_high, n_low, lam_g)
+        n = transposed(load_column_pair(sent_high, sent_low, at, col, K, C, BK))
+        lam_g = pair_product(inverse_pair, n, lam_g, PREC)
         if dvar is not None:
             q_tile = load_tokens(q, first, live, key_head, col, G, K, C, BK)
             lam_g = product(tl.trans(tl.load(query + square_tile(at, C))), q_tile, lam_g, PREC)
             q_tile = q_tile.to(tl.float32)
             q_q += tl.sum(q_tile * q_tile, 1)
         w_tile = y_tile - 2.0 * lam_g
-        w_high, w_low = split(w_tile)
-        store_tokens(wbar_high, w_high, first, live, head, col, H, K, C, BK)
-        store_tokens(wbar_low, w_low, first, live, head, col, H, K, C, BK)
-        g_high = load_tokens(gain_high, first, live, head, col, H, K, C, BK)
-        g_low = load_tokens(gain_low, first, live, head, col, H, K, C, BK)
-        heard = pair_product(w_high, w_low, tl.trans(g_high), tl.trans(g_low), heard)
+        w_pair = split(w_tile, PREC)
+        store_token_pair(wbar_high, wbar_low, w_pair, first, live, head, col, H, K, C, BK)
+        g = load_token_pair(gain_high, gain_low, first, live, head, col, H, K, C, BK)
+        heard = pair_product(w_pair, transposed(g), heard, PREC)
         k_tile = k_tile.to(tl.float32)
         w_k += tl.sum(w_tile * k_tile, 1)
         k_k += tl.sum(k_tile * k_tile, 1)
@@ -198,20 +198,15 @@ def tokens_kernel(
     for col in range(0, K, OUT_BLOCK):
         total = tl.zeros([C, OUT_BLOCK], tl.float32)
         for sum_col in range(0, K, SUM_BLOCK):
-            w_high = load_tokens(wbar_high, first, live, head, sum_col, H, K, C, SUM_BLOCK)
-            w_low = load_tokens(wbar_low, first, live, head, sum_col, H, K, C, SUM_BLOCK)
+            w_pair = load_token_pair(wbar_high, wbar_low, first, live, head, sum_col, H, K, C, SUM_BLOCK)
             # P_0 is symmetric: its rows are read for its columns.
             cov_tile = load_matrix(checkpoints + at * (K * K), col, sum_col, K, OUT_BLOCK, SUM_BLOCK)
-            cov_high, cov_low = split(tl.trans(cov_tile))
-            total = pair_product(w_high, w_low, cov_high, cov_low, total)
-        w_high = load_tokens(wbar_high, first, live, head, col, H, K, C, OUT_BLOCK)
-        w_low = load_tokens(wbar_low, first, live, head, col, H, K, C, OUT_BLOCK)
+            total = pair_product(w_pair, split(tl.trans(cov_tile), PREC), total, PREC)
+        w_pair = load_token_pair(wbar_high, wbar_low, first, live, head, col, H, K, C, OUT_BLOCK)
         k_tile = load_tokens(k, first, live, key_head, col, G, K, C, OUT_BLOCK).to(tl.float32)
-        total = (since * since)[:, None] * total + added[:, None] * joined(w_high, w_low) + along[:, None] * k_tile
-        g_high = load_tokens(gain_high, first, live, head, col, H, K, C, OUT_BLOCK)
-        g_low = load_tokens(gain_low, first, live, head, col, H, K, C, OUT_BLOCK)
-        told_high, told_low = split(told)
-        total = pair_product(told_high, told_low, g_high, g_low, total)
+        total = (since * since)[:, None] * total + added[:, None] * joined(w_pair) + along[:, None] * k_tile
+        g = load_token_pair(gain_high, gain_low, first, live, head, col, H, K, C, OUT_BLOCK)
+        total = pair_product(split(told, PREC), g, total, PREC)
         store_tokens(dk, total, first, live, head, col, H, K, C, OUT_BLOCK)
 
 
@@ -255,15 +250,18 @@ def tokens(
     prec: str,
     tuning: Tuning | None,
 ) -> TokenGradients:
-    """Launch ``tokens_kernel`` and ``settle_kernel``; wbar takes the place of ``prepared.read``, as a pair.
+    """Launch ``tokens_kernel`` and ``settle_kernel``, and for float32 streams ``covariance_retention``.
+
+    wbar, as a pair, takes the place of ``prepared.read``.
 
     ``gates`` are log_retention, process_noise, obs_noise and floor, ``gradients`` dgain, dinnovation_var and dvar,
     and ``var`` is the predictive variance, with ``dvar``; the rest as in ``covariance_backward``.
     """
-    heads, key_dim = prepared.gain[0].shape[1:]
-    wbar = (x.view(-1)[: prepared.gain[0].numel()].view_as(prepared.gain[0]) for x in prepared.read)
+    gain = prepared.gain[0]
+    heads, key_dim = gain.shape[1:]
+    wbar = [None if x is None else x.view(-1)[: gain.numel()].view_as(gain) for x in prepared.read]
     made = TokenGradients(
-        torch.empty_like(prepared.gain[0], dtype=k.dtype),
+        torch.empty_like(gain, dtype=k.dtype),
         torch.empty_like(innovation_var),
         torch.empty_like(innovation_var),
         torch.empty_like(innovation_var),
@@ -314,4 +312,7 @@ def tokens(
         RENEW=chained.renew,
         num_warps=1,
     )
+    if prec != "bf16x3":
+        given = (checkpoints, prepared, chained, wbar[0], made.process_noise, made.log_retention)
+        retain(k, q, innovation_var, gates, gradients, var, *given, spans, prec, tuning)
     return made

@@ -16,7 +16,9 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesmem.ops.triton.carry import leaving
 from bayesmem.ops.triton.mean_backward_local import mean_backward_local
+from bayesmem.ops.triton.mean_chain import mean_segments, transition_of
 from bayesmem.ops.triton.mean_config import Tuning, block, chain_config
 from bayesmem.ops.triton.mean_tiles import load_rows, square_tile, state_tile, store_rows
 from bayesmem.ops.triton.spans import Spans
@@ -130,42 +132,54 @@ def mean_backward(
         tuning: as in ``mean_forward``; the kernels are chain_backward and local.
 
     Returns:
-        Of q and k (this pass's part), one a value head, in their dtype; of v; of gain, log_decay and the initial
-        mean, in float32.
+        Of q and k (this pass's part), one a value head, in their dtype; of v and gain, in theirs; of log_decay and the
+        initial mean, in float32.
     """
     solve, scores, factors, innovation, means = saved
     written = gain.to(k.dtype)
-    sequences, heads, key, value = spans.sequences, v.shape[1], k.shape[-1], v.shape[-1]
+    heads, key, value = v.shape[1], k.shape[-1], v.shape[-1]
     dv, d_means = torch.empty_like(v), torch.empty_like(means)
-    d_initial_mean = log_decay.new_empty(sequences, heads, key, value)
-    config = chain_config("chain_backward", k, value, heads, spans, 3, tuning)
-    chain_backward_kernel[(sequences * heads * triton.cdiv(value, config["BV"]),)](
-        q,
-        k,
-        written,
-        solve,
-        scores,
-        factors,
-        innovation,
-        do,
-        d_energy,
-        d_final_mean,
-        dv,
-        d_means,
-        d_initial_mean,
-        spans.seq_start,
-        spans.chunk_first,
-        H=heads,
-        G=k.shape[1],
-        K=key,
-        V=value,
-        C=spans.chunk_size,
-        BK=block(key),
-        PREC=prec,
-        **config,
-    )
+
+    def chain_backward(after: Tensor | None, cuts: Spans) -> Tensor:
+        config = chain_config("chain_backward", k, value, heads, cuts, 3, tuning)
+        before = log_decay.new_empty(cuts.sequences, heads, key, value)
+        chain_backward_kernel[(cuts.sequences * heads * triton.cdiv(value, config["BV"]),)](
+            q,
+            k,
+            written,
+            solve,
+            scores,
+            factors,
+            innovation,
+            do,
+            d_energy,
+            after,
+            dv,
+            d_means,
+            before,
+            cuts.seq_start,
+            cuts.chunk_first,
+            H=heads,
+            G=k.shape[1],
+            K=key,
+            V=value,
+            C=spans.chunk_size,
+            BK=block(key),
+            PREC=prec,
+            **config,
+        )
+        return before
+
+    segments = mean_segments(k, heads, spans)
+    if segments is None:
+        d_initial_mean = chain_backward(d_final_mean, spans)
+    else:  # once from zero, to learn what every segment gathers, once from what then leaves it
+        transition = transition_of((k, written, solve, factors), segments, prec, tuning)
+        gathered = chain_backward(None, segments.spans)
+        after = leaving(gathered, transition, d_final_mean, segments, both=False)
+        d_initial_mean = chain_backward(after, segments.spans)[segments.first]
     local = mean_backward_local(
-        q, k, written, log_decay, factors, innovation, means, do, dv, d_means, spans, prec, tuning
+        q, k, written, log_decay, factors, innovation, means, do, dv, d_means, spans, prec, tuning, gain.dtype
     )
     dq, dk, d_gain, d_log_decay = local
     return dq, dk, dv, d_gain, d_log_decay, d_initial_mean

@@ -125,17 +125,19 @@ def mean_backward_local(
     spans: Spans,
     prec: str,
     tuning: Tuning | None,
+    gain_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch ``local_kernel``.
 
     Returns:
-        Gradients of q and k ``[N, H, K]`` in their dtype, of gain ``[N, H, K]`` and log_decay ``[N, H]`` in float32.
+        Gradients of q and k ``[N, H, K]`` in their dtype, of gain ``[N, H, K]`` in ``gain_dtype`` and of log_decay
+        ``[N, H]`` in float32.
     """
     heads, key, value = written.shape[1], k.shape[-1], dv.shape[-1]
     config = local_config(k, value, tuning)
     k_blocks = triton.cdiv(key, config["BK"])
     dq, dk = torch.empty_like(written), torch.empty_like(written)
-    d_gain = torch.empty_like(written, dtype=torch.float32)
+    d_gain = torch.empty_like(written, dtype=gain_dtype)
     d_log_decay = log_decay.new_empty(*log_decay.shape, k_blocks)
     local_kernel[(spans.chunks * heads * k_blocks,)](
         q,

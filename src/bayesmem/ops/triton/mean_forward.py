@@ -16,71 +16,11 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesmem.ops.triton.mean_config import Tuning, block, chain_config, readout_config
+from bayesmem.ops.triton.mean_chain import chain, mean_entering, mean_segments
+from bayesmem.ops.triton.mean_config import Tuning, readout_config
 from bayesmem.ops.triton.mean_prepare import prepare
 from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile, state_tile, store_rows
 from bayesmem.ops.triton.spans import Spans
-
-
-@triton.jit
-@no_type_check
-def chain_kernel(
-    k,
-    v,
-    written,
-    solve,
-    factors,
-    initial_mean,
-    innovation,
-    means,
-    final_mean,
-    energy,
-    seq_start,
-    chunk_first,
-    H: tl.constexpr,
-    G: tl.constexpr,
-    K: tl.constexpr,
-    V: tl.constexpr,
-    C: tl.constexpr,
-    BK: tl.constexpr,
-    BV: tl.constexpr,
-    PREC: tl.constexpr,
-):
-    """One program a sequence, head and block of values; ``energy`` is ``[N, H, V blocks]`` or None."""
-    pid = tl.program_id(0)
-    v_blocks: tl.constexpr = (V + BV - 1) // BV
-    v_block, state = pid % v_blocks, (pid // v_blocks).to(tl.int64)
-    seq, head, col = state // H, state % H, v_block * BV
-    i = tl.arange(0, C)
-    dtype: tl.constexpr = k.dtype.element_ty
-
-    state_at, state_live = state_tile(state, 0, col, K, V, BK, BV)
-    mean = tl.zeros([BK, BV], tl.float32)
-    if initial_mean is not None:
-        mean += tl.load(initial_mean + state_at, mask=state_live, other=0.0)
-    first_row, end = tl.load(seq_start + seq).to(tl.int64), tl.load(seq_start + seq + 1)
-    first, last = tl.load(chunk_first + seq), tl.load(chunk_first + seq + 1)
-    for local in range(0, last - first):
-        at = (first + local).to(tl.int64) * H + head
-        rows = first_row + local * C + i
-        live = rows < end
-        start = mean.to(dtype)
-        offsets, mask = state_tile(at, 0, col, K, V, BK, BV)
-        tl.store(means + offsets, start, mask=mask)
-        since = tl.load(factors + at * (2 * C) + i)
-        left = tl.load(factors + at * (2 * C) + C + i)
-        whole = tl.load(factors + at * (2 * C) + C - 1)
-        k_tile = load_rows(k, rows, live, head // (H // G), 0, G, K, BK)
-        v_tile = load_rows(v, rows, live, head, col, H, V, BV)
-        surprise = v_tile - since[:, None] * tl.dot(k_tile, start, input_precision=PREC)
-        inverse = tl.load(solve + square_tile(at, C))
-        error = tl.dot(inverse, surprise.to(dtype), input_precision=PREC)
-        store_rows(innovation, error, rows, live, head, col, H, V, BV)
-        if energy is not None:
-            tl.store(energy + (rows * H + head) * v_blocks + v_block, tl.sum(error * error, 1), mask=live)
-        g = load_rows(written, rows, live, head, 0, H, K, BK)
-        mean = tl.dot(tl.trans(g), (left[:, None] * error).to(dtype), whole * mean, input_precision=PREC)
-    tl.store(final_mean + state_at, mean, mask=state_live)
 
 
 @triton.jit
@@ -155,29 +95,15 @@ def mean_forward(
     heads, key, value, chunk = v.shape[1], k.shape[-1], v.shape[-1], spans.chunk_size
     innovation, o = torch.empty_like(v), torch.empty_like(v)
     means = v.new_empty(spans.chunks, heads, key, value)
-    final_mean = log_decay.new_empty(spans.sequences, heads, key, value)
-    sizes = {"H": heads, "G": k.shape[1], "K": key, "V": value, "C": chunk, "PREC": prec}
-    chain = chain_config("chain", k, value, heads, spans, 2, tuning)
     readout = readout_config(k, value, tuning)
-    v_blocks = triton.cdiv(value, chain["BV"])
-    energy = log_decay.new_empty(len(v), heads, v_blocks) if want_energy else None
-    chain_kernel[(spans.sequences * heads * v_blocks,)](
-        k,
-        v,
-        written,
-        solve,
-        factors,
-        initial_mean,
-        innovation,
-        means,
-        final_mean,
-        energy,
-        spans.seq_start,
-        spans.chunk_first,
-        BK=block(key),
-        **sizes,
-        **chain,
-    )
+    prepared = (k, written, solve, factors)
+    segments = mean_segments(k, heads, spans)
+    cuts = spans
+    if segments is not None:
+        cuts, initial_mean = segments.spans, mean_entering(prepared, v, initial_mean, segments, prec, tuning)
+    final_mean, energy = chain(prepared, v, initial_mean, cuts, prec, tuning, innovation, means, want_energy)
+    if segments is not None:
+        final_mean = final_mean[segments.last]
     readout_kernel[(spans.chunks * heads * triton.cdiv(value, readout["BV"]),)](
         q,
         scores,
@@ -188,8 +114,12 @@ def mean_forward(
         spans.seq_start,
         spans.chunk_seq,
         spans.chunk_first,
-        **sizes,
+        H=heads,
+        G=k.shape[1],
+        K=key,
+        V=value,
+        C=chunk,
+        PREC=prec,
         **readout,
     )
-    total = None if energy is None else energy.sum(-1)
-    return o, total, final_mean, (solve, scores, factors, innovation, means)
+    return o, energy, final_mean, (solve, scores, factors, innovation, means)

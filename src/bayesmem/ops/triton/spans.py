@@ -22,12 +22,14 @@ class Spans:
         chunk_seq: the sequence of every chunk, ``[NC]``; the last ones may hold no token.
         chunk_first: first chunk of every sequence, and the number of chunks, ``[S + 1]``.
         chunk_size: C, tokens a whole chunk.
+        bounds: ``seq_start`` as numbers, known to the host.
     """
 
     seq_start: Int[Tensor, "_"]
     chunk_seq: Int[Tensor, "_"]
     chunk_first: Int[Tensor, "_"]
     chunk_size: int
+    bounds: tuple[int, ...]
 
     @property
     def sequences(self) -> int:
@@ -60,7 +62,7 @@ def spans_of(bounds: tuple[int, ...], chunk_size: int, device: torch.device, roo
     def ship(x: Tensor) -> Tensor:
         return x.to(torch.int32).to(device, non_blocking=True)
 
-    return Spans(ship(torch.tensor(bounds)), ship(chunk_seq), ship(torch.tensor(first)), chunk_size)
+    return Spans(ship(torch.tensor(bounds)), ship(chunk_seq), ship(torch.tensor(first)), chunk_size, bounds)
 
 
 @lru_cache(maxsize=64)

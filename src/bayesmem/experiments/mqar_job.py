@@ -1,0 +1,108 @@
+"""One job of the MQAR study, in a process of its own: ``python -m bayesmem.experiments.mqar_job OUT < settings``."""
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from bayesmem.experiments.common import build
+from bayesmem.experiments.mqar_config import EXPERIMENT, Job
+from bayesmem.experiments.mqar_data import Batches, choosing, load, milestone, tested, trained
+from bayesmem.experiments.mqar_testing import accuracy, learned_gates
+from bayesmem.experiments.mqar_training import train
+from bayesmem.layers import BayesianLayerConfig
+from bayesmem.models import BayesMemForCausalLM
+from bayesmem.ops import Backend
+from bayesmem.report.records import records_in
+from bayesmem.train import Diverged, Interrupted
+
+BESIDE = "BAYESMEM_JOBS_BESIDE"  # how many jobs share the machine; their clocks are then no clocks of one job
+STOPPED = 75  # exit status of a job that was asked to stop and has saved
+
+
+def run(job: Job, out: Path) -> None:
+    """Train and test, then append the record; nothing is done where it is there already.
+
+    Raises:
+        Interrupted: a signal came; a checkpoint was written first.
+    """
+    if records_in(out).find(EXPERIMENT, job.model, job.settings):
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data, place = out / "data", out / "jobs" / job.folder
+    model = build(job.seed, **job.options).to(device)
+    if job.chunk_size is not None:
+        for block in model.layers:
+            block.mixer.backend = Backend("auto", job.chunk_size)
+    figures: dict[str, Any] = sizes(model) | {"beside": int(os.environ.get(BESIDE, "1"))}
+    bf16 = job.precision == "bf16"
+    batches = Batches([load(data, part, device) for part in trained(job)], job.batch_size, job.steps, job.seed)
+    try:
+        training = train(model, job, batches, load(data, milestone(job), device), place)
+    except Diverged as error:
+        figures |= {"diverged": str(error)}
+    else:
+        reached = training.reached
+        figures |= {
+            "steps": training.steps,
+            "seconds": round(training.seconds, 2),
+            "losses": [[step, float(f"{loss:.5g}")] for step, loss in training.losses],
+            "milestones": [[step, round(s, 2), right] for step, s, right in training.milestones],
+            "reached": None if reached is None else {"step": reached[0], "seconds": round(reached[1], 2)},
+        }
+        for name, parts in (("accuracy", tested(job)), ("choice", choosing(job))):
+            slices = [(part.config, load(data, part, device)) for part in parts]
+            figures[name] = [[c.length, c.num_pairs, accuracy(model, rows, bf16)] for c, rows in slices]
+        figures["gates"] = learned_gates(model, load(data, milestone(job), device), bf16)
+    with locked(out / "records.lock"):
+        records_in(out).add(EXPERIMENT, job.model, job.settings, figures)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def sizes(model: BayesMemForCausalLM) -> dict[str, Any]:
+    """Parameters, and numbers that a layer carries (softmax attention: a token)."""
+    total = model.num_parameters()
+    embedded = model.embed_tokens.weight.numel() * (1 if model.config.tie_word_embeddings else 2)
+    mixer = model.config.mixer_configs()[0]
+    held: dict[str, Any] = {"parameters": total, "parameters_beside_embeddings": total - embedded}
+    if isinstance(mixer, BayesianLayerConfig):
+        return held | {"state_per_layer": mixer.state_size, "head": [mixer.head_dim, mixer.value_head_dim]}
+    return held | {"state_per_layer_and_token": 2 * mixer.head_dim, "head": [mixer.head_dim, mixer.head_dim]}
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def quiet() -> None:
+    """Keep transformers' progress bars and hints out of ours."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def main() -> None:
+    """Run the job whose settings come as JSON."""
+    quiet()
+    job = Job.of(json.load(sys.stdin))
+    try:
+        run(job, Path(sys.argv[1]))
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(STOPPED)
+
+
+if __name__ == "__main__":
+    main()
