@@ -1,12 +1,12 @@
 """What decides when MQAR is learned: initialisation, tied embeddings, the gate, the mean's decay, the optimiser.
 
-Small enough for a CPU core (two layers, one head, width 64, short rows), and large enough in the vocabulary to show
-what the full size shows: a loss that stays at ln(vocab / 2), any value, until the look-up is found. A run ends once
-its loss, averaged over some ten steps, is below .1. Runs that have a record are passed over:
-``python benchmarks/mqar_initialisation.py --study start --seeds 0 1``.
+Small enough for a CPU core, and large enough in the vocabulary to show what the full size shows: a loss that stays at
+ln(vocab / 2), any value, until the look-up is found. A run ends once its loss, averaged over some ten steps, is below
+.1; runs that have a record are passed over: ``python benchmarks/mqar_initialisation.py --study start --seeds 0 1``.
 """
 
 import argparse
+import itertools
 import math
 import time
 from pathlib import Path
@@ -21,68 +21,68 @@ from bayesmem.models import BayesMemForCausalLM
 from bayesmem.report.records import Records
 from bayesmem.tasks import mqar
 
+Options = dict[str, Any]
 RECORDS = Path(__file__).parent / "records/mqar_initialisation.jsonl"
 WIDTH, HEAD_DIM, ROWS, BETA2, CLIP = 64, 32, 20_000, 0.999, 1.0
 LEVELS = (6.0, 3.0, 1.0, 0.1)  # losses whose first step is recorded
-TRAINING: dict[str, Any] = {
-    "learning_rate": 3e-3,
-    "batch_size": 64,
-    "warmup": 100,
-    "weight_decay": 0.1,
-    "decay_embeddings": True,
-}
-DATA: dict[str, Any] = {"vocab_size": 2048, "segments": [[32, 4], [32, 8]]}
-LINEAR: dict[str, Any] = {"initializer_range": None, "embedding_range": 0.02}  # torch's linear layers
-TIED: dict[str, Any] = {"tie_word_embeddings": True}
-GOOD: dict[str, Any] = TIED | LINEAR
-LONGER = {"segments": [[64, 4], [64, 16]]}
+TRAINING: Options = {"learning_rate": 3e-3, "batch_size": 64, "warmup": 100, "weight_decay": 0.1}
+DATA: Options = {"vocab_size": 2048, "segments": [[32, 4], [32, 8]]}
+LINEAR: Options = {"initializer_range": None, "embedding_range": 0.02}  # torch's linear layers
+TIED: Options = {"tie_word_embeddings": True}
+GOOD: Options = TIED | LINEAR
+FULL: Options = {"vocab_size": 8192}
+BOTH = ("gated_deltanet", "bayesian")
+FIXED = ("bayesian_static", "bayesian_prior_mixing")  # their mean does not decay
+LONGER: Options = {"segments": [[64, 4], [64, 16]]}
+
+
+def without_gate(cases: dict[str, Options]) -> dict[str, Options]:
+    """The same cases, nothing gating what the memory answers."""
+    return {f"{name}, no output gate": case | {"output_gate": "none"} for name, case in cases.items()}
+
 
 # A case: options of the model, its mixer, of training and data, together; each goes where its name belongs.
-STUDIES: dict[str, dict[str, dict[str, Any]]] = {
-    "start": {
-        "present": {},
-        "tied": TIED,
-        "torch linear": LINEAR,
-        "tied, torch linear": GOOD,
-        "tied, torch linear, embeddings 1/8": GOOD | {"embedding_range": 0.125},
-        "tied, torch linear, embeddings 1": GOOD | {"embedding_range": 1.0},
-        "torch linear, embeddings 1": LINEAR | {"embedding_range": 1.0},
-    },
+RATES, DECAYS = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2), {"Mamba-2": None, ".99": 0.99, ".999": 0.999}
+STARTS: dict[str, Options] = {"present": {}, "tied": TIED, "torch linear": LINEAR, "tied, torch linear": GOOD}
+WIDER = {f"tied, torch linear, embeddings {x}": GOOD | {"embedding_range": y} for x, y in (("1/8", 0.125), ("1", 1.0))}
+LARGE = {f"8192, {x}": y | FULL for x, y in STARTS.items()}
+GOOD_RATES = {f"learning rate {x}": GOOD | {"learning_rate": x} for x in RATES}
+DECAYING = {
+    f"{x}, decay {name}": {**GOOD, **LONGER, "design": x, "decay_init": kept}
+    for x, (name, kept) in itertools.product(("gated_deltanet", "bayesian_forgetting"), DECAYS.items())
+} | {"deltanet, no decay": GOOD | LONGER}
+SLOW = {f"{x}, decay .999": {**GOOD, "design": x, "decay_init": 0.999} for x in ("bayesian_static", *BOTH)}
+STUDIES: dict[str, dict[str, Options]] = {
+    "start": STARTS | WIDER | {"torch linear, embeddings 1": LINEAR | {"embedding_range": 1.0}},
     "around": {
         "no output gate": GOOD | {"output_gate": "none"},
+        "sigmoid output gate": GOOD | {"output_gate": "sigmoid"},
         "o_proj a tenth": GOOD | {"scale_o_proj": 0.1},
         "convolutions near identity": GOOD | {"identity_conv": True},
         "embeddings without weight decay": GOOD | {"decay_embeddings": False},
         "no warmup": GOOD | {"warmup": 0},
     },
-    "rates": {f"learning rate {x}": GOOD | {"learning_rate": x} for x in (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)}
-    | {f"present, learning rate {x}": {"learning_rate": x} for x in (1e-3, 1e-2)},
-    "designs": {
-        x: {**GOOD, "design": x}
-        for x in ("bayesian_static", "bayesian_prior_mixing", "gated_deltanet", "bayesian", "bayesian_forgetting")
-    },
-    "decay": {
-        f"{x}, decay {name}": {**GOOD, **LONGER, "design": x, "decay_init": kept}
-        for x in ("gated_deltanet", "bayesian_forgetting")
-        for name, kept in (("Mamba-2", None), (".99", 0.99), (".999", 0.999))
-    }
-    | {"deltanet, no decay": GOOD | LONGER},
+    "rates": GOOD_RATES | {f"present, learning rate {x}": {"learning_rate": x} for x in RATES},
+    "designs": {x: {**GOOD, "design": x} for x in (*FIXED, *BOTH, "bayesian_forgetting")},
+    "decay": DECAYING,
     "retention": {
-        f"{x}, retention {share}": {**GOOD, "design": x, "retention_init": share, "decay_init": 0.999}
-        for x in ("bayesian_prior_mixing", "bayesian")
-        for share in (0.9, 0.999, 0.9999)
+        f"{x}, retention {kept}": {**GOOD, "design": x, "retention_init": kept, "decay_init": 0.999}
+        for x, kept in itertools.product(("bayesian_prior_mixing", "bayesian"), (0.9, 0.999, 0.9999))
     },
-    "full vocabulary": {
-        f"8192, {name}": case | {"vocab_size": 8192}
-        for name, case in (("present", {}), ("tied", TIED), ("torch linear", LINEAR), ("tied, torch linear", GOOD))
-    },
+    "full vocabulary": LARGE
+    | {f"8192, {x}, learning rate 0.001": STARTS[x] | FULL | {"learning_rate": 1e-3} for x in ("present", "tied")},
+    "start, no gate": without_gate(STARTS | WIDER),
+    "rates, no gate": without_gate(GOOD_RATES),
+    "decay, no gate": without_gate(DECAYING),
+    "full vocabulary, no gate": without_gate(LARGE),
+    "designs, no gate": without_gate(SLOW),
 }
-MIXER: dict[str, Any] = {"design": "deltanet", "output_gate": "silu", "decay_init": None}
-TOUCHES = {"scale_o_proj": 1.0, "identity_conv": False}
-MODEL: dict[str, Any] = {"initializer_range": 0.02, "embedding_range": None, "tie_word_embeddings": False}
+MIXER: Options = {"design": "deltanet", "output_gate": "silu", "decay_init": None}
+TOUCHES: Options = {"scale_o_proj": 1.0, "identity_conv": False, "decay_embeddings": True}
+MODEL: Options = {"initializer_range": 0.02, "embedding_range": None, "tie_word_embeddings": False}
 
 
-def made(settings: dict[str, Any]) -> BayesMemForCausalLM:
+def made(settings: Options) -> BayesMemForCausalLM:
     """The model of these settings."""
     options = {x: settings[x] for x in ("vocab_size", *MODEL)} | {"hidden_size": WIDTH, "intermediate_size": 0}
     mixer = {x: settings[x] for x in (*MIXER, "retention_init") if x in settings}
@@ -97,23 +97,19 @@ def made(settings: dict[str, Any]) -> BayesMemForCausalLM:
     return model
 
 
-def learn(settings: dict[str, Any]) -> dict[str, Any]:
+def learn(settings: Options) -> Options:
     """Train until the loss is below the last level, or the steps are over."""
     model = made(settings)
-    segments = [
-        mqar.make(mqar.MQARConfig(settings["vocab_size"], length, pairs, ROWS), 77 + i + 100 * settings["seed"])
-        for i, (length, pairs) in enumerate(settings["segments"])
-    ]
-    data = [(torch.from_numpy(x.inputs), torch.from_numpy(x.targets)) for x in segments]
+    data = []
+    for i, (length, pairs) in enumerate(settings["segments"]):
+        made_of = mqar.MQARConfig(settings["vocab_size"], length, pairs, ROWS)
+        batch = mqar.make(made_of, 77 + i + 100 * settings["seed"])
+        data.append((torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets)))
     tables = {model.embed_tokens.weight, model.lm_head.weight}
-    others = [p for p in model.parameters() if p not in tables]
     matrices = {m.weight for m in model.layers.modules() if isinstance(m, nn.Linear)}
-    decayed = settings["weight_decay"]
-    groups = [
-        {"params": list(tables), "weight_decay": decayed * settings["decay_embeddings"]},
-        {"params": [p for p in others if p in matrices], "weight_decay": decayed},
-        {"params": [p for p in others if p not in matrices], "weight_decay": 0.0},
-    ]
+    rest, decayed = [p for p in model.parameters() if p not in tables | matrices], settings["weight_decay"]
+    decays = (decayed * settings["decay_embeddings"], decayed, 0.0)
+    groups = [{"params": list(p), "weight_decay": w} for p, w in zip((tables, matrices, rest), decays, strict=True)]
     optimiser = torch.optim.AdamW(groups, lr=settings["learning_rate"], betas=(0.9, BETA2))
     drawn, began = torch.Generator().manual_seed(settings["seed"]), time.perf_counter()
     smooth, losses, reached = math.log(settings["vocab_size"]), [], dict.fromkeys(LEVELS)
@@ -133,8 +129,7 @@ def learn(settings: dict[str, Any]) -> dict[str, Any]:
         optimiser.step()
         smooth += 0.1 * (loss.item() - smooth)
         losses += [[step, round(smooth, 4)]] if step % 25 == 0 else []
-        for level in LEVELS:
-            reached[level] = reached[level] or (step if smooth < level else None)
+        reached = {level: at or (step if smooth < level else None) for level, at in reached.items()}
         if reached[LEVELS[-1]] or not math.isfinite(smooth):
             break
     seconds, first = round(time.perf_counter() - began, 1), [[level, at] for level, at in reached.items()]
@@ -152,10 +147,9 @@ def main() -> None:
     torch.set_num_threads(1)
     records = Records(RECORDS)
     for seed in options.seeds:
-        for name, case in (x for study in options.study for x in STUDIES[study].items()):
-            if options.cases and name not in options.cases:
-                continue
-            settings = MODEL | MIXER | TOUCHES | TRAINING | DATA | case | {"steps": options.steps, "seed": seed}
+        cases = {name: case for study in options.study for name, case in STUDIES[study].items()}
+        for name in options.cases or cases:
+            settings = MODEL | MIXER | TOUCHES | TRAINING | DATA | cases[name] | {"steps": options.steps, "seed": seed}
             if records.find("mqar_initialisation", name, settings) is None:
                 figures = learn(settings)
                 records.add("mqar_initialisation", name, settings, figures)

@@ -16,7 +16,17 @@ def bayesmem(*arguments, cwd=None):
 
 
 def test_every_command_has_help():
-    for command in ([], ["demo"], ["run"], ["run", "collision"], ["run", "recall"], ["run", "text"], ["report"]):
+    for command in (
+        [],
+        ["demo"],
+        ["run"],
+        ["run", "collision"],
+        ["run", "recall"],
+        ["run", "recall-discrete"],
+        ["run", "mqar"],
+        ["run", "text"],
+        ["report"],
+    ):
         result = CliRunner().invoke(cli.app, [*command, "--help"])
         assert result.exit_code == 0 and "Usage" in result.output
 
@@ -84,7 +94,7 @@ def test_text_end_to_end(tmp_path):
         (["report", "records.jsonl"], "say what to draw from it"),
         (["report", "nowhere.jsonl", "--results", "results.md"], "has no sweep repeats"),
         (["report", "nowhere"], "no records at"),
-        (["run", "recall", "--vocab-size", "40"], "too few to ask for as many strangers as 10 pairs"),
+        (["run", "recall-discrete", "--vocab-size", "40"], "too few to ask for as many strangers as 10 pairs"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, arguments, said):

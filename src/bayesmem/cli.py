@@ -17,10 +17,13 @@ from bayesmem.commands.convert import convert
 from bayesmem.commands.distill import distill
 from bayesmem.commands.evaluate import evaluations
 from bayesmem.commands.mqar import run_mqar
+from bayesmem.commands.recall import recall as recall_study
 from bayesmem.commands.speed import bench_model
 from bayesmem.commands.train import train
 from bayesmem.report import bench as bench_report
 from bayesmem.report import bench_plots, page
+from bayesmem.report import mqar as mqar_report
+from bayesmem.report import recall_study as recall_report
 from bayesmem.report import results as collision_results
 from bayesmem.report.bench_data import beside
 from bayesmem.report.plots import Picture
@@ -41,6 +44,7 @@ app.command("convert")(convert)
 app.command("bench-model")(bench_model)
 app.command("distill")(distill)
 runs.command("mqar")(run_mqar)
+runs.command("recall")(recall_study)
 console = Console()
 
 Out = Annotated[Path, typer.Option(file_okay=False, help="Folder of all output; a run goes on from what is there.")]
@@ -80,7 +84,7 @@ def run_collision(
     _verdicts(records_in(out))
 
 
-@runs.command("recall")
+@runs.command("recall-discrete")
 def run_recall(
     out: Out = Path("runs/recall"),
     seed: Seed = 0,
@@ -188,7 +192,10 @@ def report(
     if not lone:
         console.print(f"report: {page.write(records, out / 'report.html').resolve()}", soft_wrap=True)
     if pictures:
-        _draw(page.pictures(records) | bench_plots.pictures(beside(records) if lone else records), pictures)
+        drawn = page.pictures(records) | bench_plots.pictures(beside(records) if lone else records)
+        for part in (recall_report, mqar_report):
+            drawn |= part.pictures(part.beside(records) if lone else records)
+        _draw(drawn, pictures)
 
 
 def _draw(pictures: dict[str, Picture], folder: Path) -> None:

@@ -17,7 +17,7 @@ from bayesmem.experiments.mqar_config import SMOKE, Job
 from bayesmem.experiments.mqar_models import MODELS
 from bayesmem.experiments.mqar_stages import SMOKE_SWEEP, due
 from bayesmem.report.records import Records, records_in
-from bayesmem.tasks import mqar
+from bayesmem.tasks import mqar, mqar_variants
 from bayesmem.train import Interrupted
 
 CPU = torch.device("cpu")
@@ -59,6 +59,27 @@ def test_a_part_made_in_a_process_of_its_own_is_the_same(data, tmp_path):
     assert (tmp_path / part.name).read_bytes() == (data / part.name).read_bytes()
 
 
+@pytest.mark.parametrize("kind", mqar_variants.VARIANTS)
+def test_a_variants_rows_are_those_of_its_generator(kind, tmp_path):
+    job = replace(JOB, data=kind)
+    for part in (*mqar_data.trained(job), *mqar_data.tested(job), mqar_data.milestone(job)):
+        few = replace(part, config=replace(part.config, rows=4))
+        batch = mqar_variants.like(kind, few.config).make(few.seed)
+        rows = mqar_data.load(tmp_path, few, CPU)
+        assert np.array_equal(rows.inputs, batch.inputs)
+        answered = np.take_along_axis(batch.targets, rows.places.numpy().astype(int), axis=1)
+        assert np.array_equal(rows.answers, answered) and (answered != mqar.IGNORED).all()
+        assert rows.answers.numel() == (batch.targets != mqar.IGNORED).sum()
+        assert few.shown == mqar_variants.like(kind, few.config).shown <= rows.places.min()
+
+
+def test_a_variant_is_trained_and_says_what_it_asked(tmp_path):
+    mqar_job.run(replace(JOB, steps=1, log_every=1, num_layers=1, data="compositional"), tmp_path)
+    figures = records_in(tmp_path).all()[0].figures
+    assert figures["asked"] == [[16, 2, 1], [32, 4, 4], [64, 8, 4]]
+    assert [row[:2] for row in figures["accuracy"]] == [row[:2] for row in figures["asked"]]
+
+
 def test_every_batch_is_of_one_segment_and_an_epoch_takes_every_row_once(data):
     batches = mqar_data.Batches(segments(data), 32, 48, seed=0)
     lengths = [batches[step]["input_ids"].shape[1] for step in range(48)]
@@ -98,7 +119,7 @@ def test_accuracy_counts_what_is_asked(data):
 
 def test_gates_are_told_by_layer_and_by_what_a_token_is_for(data):
     gates = mqar_testing.learned_gates(
-        build(0, **JOB.options), mqar_data.load(data, mqar_data.milestone(JOB), CPU), bf16=False
+        build(0, **JOB.options), mqar_data.load(data, mqar_data.milestone(JOB), CPU), 8, bf16=False
     )
     assert len(gates) == 2 and set(gates[0]) == {"decay", "retention", "beta"}
     for part in ("shown", "asked", "rest"):
@@ -106,7 +127,7 @@ def test_gates_are_told_by_layer_and_by_what_a_token_is_for(data):
         assert head["mean"] == pytest.approx(0.999, abs=1e-3)  # where it starts
         assert head["quantiles"] == sorted(head["quantiles"])
     fixed = replace(JOB, changes={"design": "rls"})
-    gates = mqar_testing.learned_gates(build(0, **fixed.options), segments(data)[0], bf16=False)
+    gates = mqar_testing.learned_gates(build(0, **fixed.options), segments(data)[0], 4, bf16=False)
     assert gates[0]["discount"]["fixed"] == pytest.approx([0.999], rel=1e-4)
 
 

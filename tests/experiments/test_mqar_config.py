@@ -6,7 +6,7 @@ import pytest
 
 from bayesmem.design import named
 from bayesmem.experiments.mqar_ablations import ABLATIONS
-from bayesmem.experiments.mqar_config import FULL, SMOKE, Job, Scale
+from bayesmem.experiments.mqar_config import DATA, FULL, SMOKE, Job, Scale
 from bayesmem.experiments.mqar_models import ATTENTION, FIRST, LARGEST_KEY, MODELS, head_sizes, mixer_parameters
 from bayesmem.experiments.mqar_stages import SMOKE_SWEEP, Sweep, due
 from bayesmem.models import BayesMemConfig
@@ -72,6 +72,10 @@ def test_bad_jobs_are_refused(options, said):
 
 
 def test_bad_scales_are_refused():
+    tight = Scale(vocab_size=64, trained=((128, 31, 4),), tested=((128, 31),), milestone=(128, 31))
+    Job(model="bayesian", scale=tight, batch_size=4)
+    with pytest.raises(ValueError, match="two-token keys"):
+        Job(model="bayesian", scale=replace(tight, vocab_size=70, trained=((512, 31, 4), (512, 31, 4))), batch_size=4, data="compositional")
     with pytest.raises(ValueError, match="milestone"):
         Scale(milestone=(512, 128))
     with pytest.raises(ValueError, match="at least 1024"):
@@ -140,8 +144,8 @@ def test_ablations_and_other_data_start_at_the_best_rate():
     assert ablations.done == 1
     assert len(ablations.jobs) == len(sweep.seeds) * (len(ABLATIONS) - 1) - 1
     assert {job.learning_rate for job in ablations.jobs} == {RATES[1]}
-    fillers = due(sweep, ["variants"], records).jobs
-    assert [(job.data, job.seed) for job in fillers] == [("fillers", 0), ("fillers", 1)]
+    others = due(sweep, ["variants"], records).jobs
+    assert [(job.data, job.seed) for job in others] == [(data, seed) for data in DATA[1:] for seed in (0, 1)]
 
 
 def test_what_is_no_stage_or_model_is_refused():

@@ -68,7 +68,7 @@ def _first(function: Any, *arguments: Any, **options: Any) -> Call:
     return lambda: (call()[0],)
 
 
-def _on_hopper(key_dim: int) -> None:
+def on_hopper(key_dim: int) -> None:
     """Let fla compute gated gradients on Hopper with Triton 3.4 to 3.7.0 where they are right.
 
     fla refuses them all (its issue 640); the miscompiled kernel has blocks of 64 key channels, which it has
@@ -87,14 +87,14 @@ def _streams(x: Inputs, gate: str = "log_decay") -> tuple[Tensor, Tensor, Tensor
 def _chunk_gated_delta(x: Inputs) -> Call:
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
-    _on_hopper(x["k"].shape[-1])
+    on_hopper(x["k"].shape[-1])
     return _first(chunk_gated_delta_rule, *_streams(x), x["beta"], scale=1.0)
 
 
 def _chunk_kda(x: Inputs) -> Call:
     from fla.ops.kda import chunk_kda
 
-    _on_hopper(x["k"].shape[-1])
+    on_hopper(x["k"].shape[-1])
     # The bounded gates here allow its tensor-core path.
     return _first(chunk_kda, *_streams(x, "channel_log_decay"), x["beta"], scale=1.0, safe_gate=True)
 
@@ -102,14 +102,14 @@ def _chunk_kda(x: Inputs) -> Call:
 def _chunk_mesa(x: Inputs) -> Call:
     from fla.ops.mesa_net import chunk_mesa_net
 
-    _on_hopper(x["k"].shape[-1])
+    on_hopper(x["k"].shape[-1])
     return _first(chunk_mesa_net, *_streams(x), x["beta"], x["prior_precision"], max_CG_iteration=CG_STEPS)
 
 
 def _chunk_additive(x: Inputs) -> Call:
     from fla.ops.simple_gla import chunk_simple_gla
 
-    _on_hopper(x["k"].shape[-1])
+    on_hopper(x["k"].shape[-1])
     return _first(chunk_simple_gla, *_streams(x), scale=1.0)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 from bayesmem.experiments.mqar_models import ATTENTION, model_options
 from bayesmem.models import BayesMemConfig
-from bayesmem.tasks import mqar
+from bayesmem.tasks import mqar, mqar_variants
 
 EXPERIMENT = "mqar"
 PLAIN, FILLERS = "zoology", "fillers"
-DATA = (PLAIN, FILLERS)
+DATA = (PLAIN, FILLERS, *mqar_variants.VARIANTS)
 PRECISIONS = ("float32", "bf16")
 # Zoology's, np.logspace(-3, -1.5, 4), to two digits.
 LEARNING_RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2)
@@ -90,7 +90,8 @@ class Job:
         seed: of data, initialisation and order; test rows are the same for all seeds.
         steps: optimiser steps.
         batch_size: rows a step, all of one segment.
-        data: of ``DATA``: Zoology's rows with 0, or with random tokens, where nothing is asked.
+        data: of ``DATA``: Zoology's rows with 0, or with random tokens, where nothing is asked; or a variant, each
+            segment and slice as ``mqar_variants.like`` has it beside the plain one.
         changes: options of ``BayesianLayerConfig`` in place of the model's own, for ablations.
         chunk_size: tokens a chunk of the filter; ``None`` leaves it to the back end.
         precision: ``"float32"``, or ``"bf16"`` autocast over float32 parameters.
@@ -138,6 +139,9 @@ class Job:
             raise ValueError(
                 f"batch_size is {self.batch_size}, more rows than segment {short[0]} has; give a smaller batch."
             )
+        if self.data in mqar_variants.VARIANTS:
+            for length, pairs in {segment[:2] for segment in (*self.scale.trained, *self.scale.tested)}:
+                mqar_variants.like(self.data, mqar.MQARConfig(self.scale.vocab_size, length, pairs, 1))
         BayesMemConfig(**self.options)  # bad options are refused before any work
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bayesmem.experiments.mqar_config import FILLERS, Job
-from bayesmem.tasks import mqar
+from bayesmem.tasks import mqar, mqar_variants
 
 TEST_SEED, CHOICE_SEED, MILESTONE_SEED = 1_000_000, 2_000_000, 3_000_000  # apart from all training seeds
 LARGE = 1_000_000  # of _work: less is made here sooner than a process starts
@@ -29,7 +29,7 @@ class Part:
 
     Attributes:
         data: which rows, of ``mqar_config.DATA``.
-        config: their sizes.
+        config: their sizes; of a variant, those of the plain rows that it stands beside.
         seed: of the generator.
     """
 
@@ -42,6 +42,19 @@ class Part:
         """Of its file."""
         c = self.config
         return f"{self.data}-v{c.vocab_size}-t{c.length}-p{c.num_pairs}-n{c.rows}-seed{self.seed}.npz"
+
+    @property
+    def shown(self) -> int:
+        """Tokens at the start of a row that show its associations."""
+        if self.data in mqar_variants.VARIANTS:
+            return mqar_variants.like(self.data, self.config).shown
+        return 2 * self.config.num_pairs
+
+    def make(self) -> mqar.Batch:
+        """All its rows."""
+        if self.data in mqar_variants.VARIANTS:
+            return mqar_variants.like(self.data, self.config).make(self.seed)
+        return mqar.make(self.config, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +130,7 @@ def _work(part: Part) -> int:
 
 
 def _make(folder: Path, part: Part) -> None:
-    batch = mqar.make(part.config, part.seed)
+    batch = part.make()
     where = batch.targets != mqar.IGNORED
     shape = (part.config.rows, -1)
     places = np.nonzero(where)[1].reshape(shape)

@@ -22,6 +22,7 @@ from bayesmem.layers import BayesianLayerConfig
 from bayesmem.models import BayesMemForCausalLM
 from bayesmem.ops import Backend
 from bayesmem.report.records import records_in
+from bayesmem.tasks.mqar_variants import VARIANTS
 from bayesmem.train import Diverged, Interrupted
 
 BESIDE = "BAYESMEM_JOBS_BESIDE"  # how many jobs share the machine; their clocks are then no clocks of one job
@@ -61,7 +62,10 @@ def run(job: Job, out: Path) -> None:
         for name, parts in (("accuracy", tested(job)), ("choice", choosing(job))):
             slices = [(part.config, load(data, part, device)) for part in parts]
             figures[name] = [[c.length, c.num_pairs, accuracy(model, rows, bf16)] for c, rows in slices]
-        figures["gates"] = learned_gates(model, load(data, milestone(job), device), bf16)
+            if job.data in VARIANTS:
+                figures["asked"] = [[c.length, c.num_pairs, rows.places.shape[1]] for c, rows in slices]
+        held = milestone(job)
+        figures["gates"] = learned_gates(model, load(data, held, device), held.shown, bf16)
     with locked(out / "records.lock"):
         records_in(out).add(EXPERIMENT, job.model, job.settings, figures)
     shutil.rmtree(place, ignore_errors=True)

@@ -54,10 +54,10 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @torch.no_grad()
-def learned_gates(model: BayesMemForCausalLM, rows: Asked, bf16: bool) -> list[dict[str, Any]]:
+def learned_gates(model: BayesMemForCausalLM, rows: Asked, shown: int, bf16: bool) -> list[dict[str, Any]]:
     """What every layer's gates give on ``rows``: for each gate and head the mean and quantiles over tokens.
 
-    Told apart for the pairs that are shown (``shown``), the places that ask (``asked``) and all else (``rest``);
+    Told apart for the first ``shown`` tokens of a row, which show its pairs (``shown``), the places that ask (``asked``) and all else (``rest``);
     channels of a head count as tokens do.
     """
     given: list[dict[str, Tensor]] = [{} for _ in model.layers]
@@ -74,7 +74,7 @@ def learned_gates(model: BayesMemForCausalLM, rows: Asked, bf16: bool) -> list[d
         for hook in hooks:
             hook.remove()
     kind = torch.full(few.inputs.shape, 2, device=few.inputs.device)
-    kind[:, : 2 * few.places.shape[1]] = 0
+    kind[:, :shown] = 0
     kind.scatter_(1, few.places.long(), 1)
     return [
         {TOLD[name][0]: _told(TOLD[name][1](x.float()), kind) for name, x in layer.items() if name in TOLD}

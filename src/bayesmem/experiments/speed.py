@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bayesmem.experiments.bench_peers import on_hopper
 from bayesmem.experiments.common import build
 from bayesmem.report.records import records_in
 from bayesmem.train.flops import peak_flops, training_flops
@@ -80,6 +81,7 @@ def peer(config: SpeedConfig) -> nn.Module:
     """flash-linear-attention's own Gated DeltaNet of the same shape."""
     from fla.models import GatedDeltaNetConfig, GatedDeltaNetForCausalLM
 
+    on_hopper(config.head_dim)
     torch.manual_seed(config.seed)
     return GatedDeltaNetForCausalLM(
         GatedDeltaNetConfig(

@@ -24,8 +24,8 @@ class BayesianLayerConfig:
         retention_init: starting share of certainty kept at every token, where it is learned:
             ``rho^2`` of prior mixing, ``gamma`` of a discount or log-linear mixing.
         decay_init: starting share of the mean kept at every token, the same for all heads and channels, where a
-            decay is learned; ``None``: drawn as Mamba-2's, or RetNet's where it is one number a head. A Mamba-2
-            draw keeps between 0.2 and 0.999 of it, which a single head takes for its memory's whole length.
+            decay is learned; ``None``: drawn as Mamba-2's, or RetNet's where it is one number a head. A draw of
+            Mamba-2's keeps between 0.2 and 0.999 a token: one head alone may start with a memory of a few tokens.
         norm_eps: epsilon of the output's RMS norm.
         output_gate: what gates the normalised output: ``silu`` or ``sigmoid`` of a projection, or ``none``.
         allow_neg_eigval: let beta reach 2, so that a write may flip what was stored (Grazzi et al.,

@@ -89,7 +89,7 @@ def filter_fused(
     """Filter with the kernels; arguments as of ``bayesian_filter``, checked, of a kind that ``unsupported`` passes."""
     from bayesmem.ops import fused
 
-    (batch, length, groups, key_dim), (heads, value_dim) = q.shape, v.shape[2:]
+    (batch, length, _, key_dim), (heads, value_dim) = q.shape, v.shape[2:]
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     size = chunk or chunk_size(q)
     place = (cu_seqlens, batch, size)

@@ -6,7 +6,7 @@ from textwrap import fill
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bayesmem.report import bench
+from bayesmem.report import bench, models, mqar, recall_study
 from bayesmem.report.bench_data import beside
 from bayesmem.report.collision import alt_text
 from bayesmem.report.collision_words import sections
@@ -43,7 +43,16 @@ def markdown(records: Records, path: Path, images: Path) -> str:
         context=last.context,
         noise=f"{noise:g}",
         beta=f"{1 / (1 + noise):g}",
-        bench=bench.section(beside(records), path, images),
+        parts=[
+            text
+            for text in (
+                recall_study.section(recall_study.beside(records), path, images),
+                mqar.section(mqar.beside(records), path, images),
+                models.section(records, path),
+                bench.section(beside(records), path, images),
+            )
+            if text
+        ],
         verdicts=verdicts(found),
         points={kind: sum(len(c["points"]) for c in curves if c["kind"] == kind) for kind in KINDS},
         rules=len({c["rule"] for c in curves}),

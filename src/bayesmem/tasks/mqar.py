@@ -64,25 +64,54 @@ class Batch:
 def make(config: MQARConfig, seed: int) -> Batch:
     """Draw ``config.rows`` rows; the same seed gives the same rows, and Zoology's."""
     c, rng = config, np.random.RandomState(seed)
-    context = 2 * c.num_pairs
     half = c.vocab_size // 2
+    keys = draw(rng, np.arange(1, half), c.rows, c.num_pairs)
+    values = draw(rng, np.arange(half, c.vocab_size), c.rows, c.num_pairs)
+    gaps = draw_gaps(rng, c.rows, c.num_pairs, (c.length - 2 * c.num_pairs) // 2, c.power_a)
+    shown = np.stack([keys, values], axis=-1).reshape(c.rows, -1)
+    batch = row_of(shown, keys[..., None], values, gaps, c.length)
+    return fill(batch, c.vocab_size, rng) if c.random_fillers else batch
 
-    def draw(choices: ndarray, p: ndarray | None = None) -> ndarray:
-        return np.stack([rng.choice(choices, size=c.num_pairs, replace=False, p=p) for _ in range(c.rows)])
 
-    keys, values = draw(np.arange(1, half)), draw(np.arange(half, c.vocab_size))
-    space = (c.length - context) // 2
-    gap_odds = c.power_a * np.arange(1, space + 1) ** (c.power_a - 1)
-    gaps = 2 * draw(np.arange(space), gap_odds / gap_odds.sum())
-    tokens = np.zeros((c.rows, c.length + 1), dtype=np.int64)
-    tokens[:, 0:context:2], tokens[:, 1:context:2] = keys, values
-    np.put_along_axis(tokens, gaps + context, keys, axis=1)
-    targets = np.full((c.rows, c.length + 1), IGNORED, dtype=np.int64)
-    np.put_along_axis(targets, gaps + context + 1, values, axis=1)
-    inputs = tokens[:, :-1]
-    if c.random_fillers:
-        inputs = np.where(inputs == 0, rng.randint(c.vocab_size, size=inputs.shape), inputs)
-    return Batch(inputs.copy(), targets[:, 1:].copy())
+def draw(
+    rng: np.random.RandomState, choices: Int[ndarray, "C"], rows: int, size: int, p: ndarray | None = None
+) -> Int[ndarray, "B N"]:
+    """``size`` different ones of ``choices`` for every row."""
+    return np.stack([rng.choice(choices, size=size, replace=False, p=p) for _ in range(rows)])
+
+
+def draw_gaps(
+    rng: np.random.RandomState, rows: int, size: int, space: int, power_a: float | int
+) -> Int[ndarray, "B N"]:
+    """Different places for every row's queries, of ``space`` there are; small ``power_a`` favours the first."""
+    odds = power_a * np.arange(1, space + 1) ** (power_a - 1)
+    return draw(rng, np.arange(space), rows, size, odds / odds.sum())
+
+
+def row_of(
+    shown: Int[ndarray, "B S"],
+    keys: Int[ndarray, "B N W"],
+    answers: Int[ndarray, "B N"],
+    gaps: Int[ndarray, "B N"],
+    length: int,
+) -> Batch:
+    """Rows that show, then ask for each key at its gap; the answer is due at a key's last token."""
+    rows, context = shown.shape
+    width = keys.shape[2]
+    tokens = np.zeros((rows, length + 1), dtype=np.int64)
+    tokens[:, :context] = shown
+    starts = gaps * (width + 1) + context
+    for i in range(width):
+        np.put_along_axis(tokens, starts + i, keys[..., i], axis=1)
+    targets = np.full((rows, length + 1), IGNORED, dtype=np.int64)
+    np.put_along_axis(targets, starts + width, answers, axis=1)
+    return Batch(tokens[:, :-1].copy(), targets[:, 1:].copy())
+
+
+def fill(batch: Batch, vocab_size: int, rng: np.random.RandomState) -> Batch:
+    """The rows with random tokens in place of 0."""
+    inputs = batch.inputs
+    return Batch(np.where(inputs == 0, rng.randint(vocab_size, size=inputs.shape), inputs), batch.targets)
 
 
 def with_strangers(config: MQARConfig, seed: int) -> tuple[Int[ndarray, "B T"], Int[ndarray, "B T"]]:

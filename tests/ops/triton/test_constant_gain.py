@@ -25,7 +25,9 @@ def test_gains_and_gradients(groups, heads, size, dtype):
     gain, innovation_var = constant_gain_op(*leaves)
     assert gain.dtype == dtype and innovation_var.dtype == torch.float32
     weights = [torch.randn(x.shape, generator=source).to(DEVICE).double() for x in (gain, innovation_var)]
-    found = torch.autograd.grad((gain.double() * weights[0]).sum() + (innovation_var.double() * weights[1]).sum(), leaves)
+    found = torch.autograd.grad(
+        (gain.double() * weights[0]).sum() + (innovation_var.double() * weights[1]).sum(), leaves
+    )
     wanted = torch.autograd.grad((exact * weights[0]).sum() + (exact_var * weights[1]).sum(), wide)
     for x, y in zip((gain, innovation_var, *found), (exact, exact_var, *wanted), strict=True):
         assert x.shape == y.shape and (x.double() - y).norm() <= TOLERANCE[dtype] * y.norm()

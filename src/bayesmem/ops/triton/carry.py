@@ -131,12 +131,12 @@ def entering(
 
 
 def leaving(
-    added: Float[Tensor, "S H K V"],
-    transition: Float[Tensor, "S H K K"],
+    added: Float[Tensor, "R H K V"],
+    transition: Float[Tensor, "R H K K"],
     last: Float[Tensor, "S H K V"] | None,
     segments: Segments,
     both: bool,
-) -> Float[Tensor, "S H K V"]:
+) -> Float[Tensor, "R H K V"]:
     """The adjoint of what leaves every segment, ``last`` being that of the sequences' ends and ``added`` gathered."""
     leaves = torch.zeros_like(added)
     if last is not None:

@@ -1,4 +1,4 @@
-"""The backward of the exact covariance pass: three launches, and one or two products with P_0.
+"""The backward of the exact covariance pass: three launches, and up to two that read P_0 again.
 
 Legend: Lambda_t = dLoss / dP_t after token t (symmetric), gamma, sigma, nu the gradients of gain g, innovation
 variance s and predictive variance, P- predicted covariance. Differentiating one token of ``ops/step.py``,
@@ -9,8 +9,8 @@ variance s and predictive variance, P- predicted covariance. Differentiating one
 
 so Lambda is driven by keys and gradients alone, and only the gradients of keys and queries need P. In chunks:
 ``covariance_prepare`` (parallel), ``covariance_chain`` (a matrix product recurrence over the chunks, backwards),
-``covariance_tokens`` (parallel), ``variance`` (products with P, parallel). Where few heads go through long sequences,
-the chain runs over segments side by side (``covariance_segments``).
+``covariance_tokens`` (parallel), ``variance`` (products with P), for float32 streams ``covariance_retention``.
+Where few heads go through long sequences, the chain runs over segments side by side (``covariance_segments``).
 """
 
 import torch

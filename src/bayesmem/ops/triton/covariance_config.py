@@ -26,11 +26,12 @@ def prepare_config(gain: Tensor, prec: str, tuning: Tuning | None) -> Config:
 def chain_config(final_cov: Tensor, prec: str, tuning: Tuning | None) -> Config:
     """Of ``covariance_chain``: BK, at least K where Lambda stays in registers, otherwise the size of its tiles.
 
-    <Lambda, P> is made anew every RENEW chunks, between which it is a sum: rarer is faster, and rounds more.
+    <Lambda, P> is made anew every RENEW chunks, between which it is a sum: rarer is faster, and rounds more than
+    float32 streams are meant to.
     """
     whole = block(final_cov.shape[-1], 256)
     fits = whole <= 64 or (whole == 128 and limits(final_cov.device).shared >= WHOLE_SHARED)
-    blocks = {"BK": whole if fits else 64, "RENEW": 8, "PREC": prec}
+    blocks = {"BK": whole if fits else 64, "RENEW": 8 if prec == "bf16x3" else 1, "PREC": prec}
     config = {**blocks, "num_warps": 8 if fits and whole == 128 else 4, "num_stages": 1}
     return _put("chain", config, tuning)
 
@@ -54,8 +55,8 @@ def tokens_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
 
 
 def retention_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
-    """Of ``covariance_retention``: BK channels at a time."""
-    config = {"BK": block(k.shape[-1], 32), "PREC": prec, "num_warps": 4, "num_stages": 2}
+    """Of ``covariance_retention``: BK channels at a time; three C x C sums want the registers of 8 warps."""
+    config = {"BK": block(k.shape[-1], 32), "PREC": prec, "num_warps": 8, "num_stages": 2}
     return _put("retention", config, tuning)
 
 

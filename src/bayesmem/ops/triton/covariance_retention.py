@@ -72,6 +72,7 @@ def retention_kernel(
     along_key,
     wbar,
     met,
+    overlap,
     began,
     checkpoints,
     dprocess_noise,
@@ -107,6 +108,7 @@ def retention_kernel(
         kg = product(k_tile, g_tile, kg, PREC)
         if dvar is not None:
             qg = product(load_tokens(q, first, live, key_head, col, G, K, C, BK), g_tile, qg, PREC)
+        k_tile = k_tile.to(tl.float32)
         k_k += tl.sum(k_tile * k_tile, 1)
     ds = load_gate(along_key, first, live, head, H, C, 0.0) - tl.sum(tl.where(i[:, None] == i[None, :], heard, 0.0), 1)
     spread = load_gate(innovation_var, first, live, head, H, C, 1.0)
@@ -154,9 +156,8 @@ def retention_kernel(
     left = onward(own, C) - across(told, C, PREC) + (whole - lost) + (added - noise) * d_noise
     lost = tl.sum(tl.where(i[:, None] < i[None, :], tl.abs(kept)[:, None], 0.0), 0)
     sizes = onward(tl.abs(own), C) + across(tl.abs(told), C, PREC) + tl.abs(whole) + lost
-    fewer = sizes < onward(size, C)
+    fewer = sizes < onward(size, C) + tl.abs(tl.load(overlap + at))
     found = load_gate(dlog_retention, first, live, head, H, C, 0.0)
-    tl.debug_barrier()
     store_gate(dlog_retention, tl.where(fewer, 2.0 * left, found), first, live, head, H, C)
 
 
@@ -179,7 +180,7 @@ def retain(
 ) -> None:
     """Launch ``retention_kernel``: ``dlog_retention`` is replaced where it can be had with less rounding.
 
-    The arguments are those of ``covariance_tokens.tokens``, and what its kernels made.
+    The arguments are those of ``covariance_tokens.tokens``, and what its kernels made; ``chained.renew`` is 1.
     """
     heads, key_dim = wbar.shape[1:]
     retention_kernel[(spans.chunks, heads)](
@@ -193,6 +194,7 @@ def retain(
         prepared.along,
         wbar,
         chained.met,
+        chained.overlap,
         chained.began,
         checkpoints,
         dprocess_noise,

@@ -34,8 +34,8 @@ from bayesmem.ops.triton.spans import Spans, dense_spans
 MAX_KEY_DIM = 128
 # With fast products of float64, which J is made of: A100, H100, B200.
 CAPABILITIES = {(8, 0), (9, 0), (10, 0)}
-# Least tokens a segment, and least segments of the longest sequence, on paper (docs/notes/003-kernels.md).
-FORWARD_CUTS, BACKWARD_CUTS = (1536, 6), (1024, 4)
+# Least tokens a segment, and least segments of the longest sequence, as measured (docs/notes/003-kernels.md).
+FORWARD_CUTS, BACKWARD_CUTS = (1536, 6), (2048, 6)
 
 
 def forward_segments(k: Tensor, heads: int, spans: Spans) -> Segments | None:

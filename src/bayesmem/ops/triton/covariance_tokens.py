@@ -259,7 +259,9 @@ def tokens(
     """
     gain = prepared.gain[0]
     heads, key_dim = gain.shape[1:]
-    wbar = [None if x is None else x.view(-1)[: gain.numel()].view_as(gain) for x in prepared.read]
+    high, low = prepared.read
+    wbar = high.view(-1)[: gain.numel()].view_as(gain)
+    wbar_low = None if low is None else low.view(-1)[: gain.numel()].view_as(gain)
     made = TokenGradients(
         torch.empty_like(gain, dtype=k.dtype),
         torch.empty_like(innovation_var),
@@ -284,7 +286,8 @@ def tokens(
         chained.met,
         chained.trace,
         checkpoints,
-        *wbar,
+        wbar,
+        wbar_low,
         made.k,
         made.log_retention,
         turned,
@@ -313,6 +316,6 @@ def tokens(
         num_warps=1,
     )
     if prec != "bf16x3":
-        given = (checkpoints, prepared, chained, wbar[0], made.process_noise, made.log_retention)
-        retain(k, q, innovation_var, gates, gradients, var, *given, spans, prec, tuning)
+        known = (checkpoints, prepared, chained, wbar, made.process_noise, made.log_retention)
+        retain(k, q, innovation_var, gates, gradients, var, *known, spans, prec, tuning)
     return made

@@ -19,8 +19,8 @@ from bayesmem.ops.triton.mean_tiles import load_rows, square_tile, state_tile, s
 from bayesmem.ops.triton.segments import Segments, cut
 from bayesmem.ops.triton.spans import Spans
 
-# Least tokens a segment, and least segments of the longest sequence, on paper (docs/notes/003-kernels.md).
-CUTS = (2048, 6)
+# Least tokens a segment, and least segments of the longest sequence, as measured (docs/notes/003-kernels.md).
+CUTS = (4096, 12)
 MAX_KEY_DIM = 128
 
 
@@ -170,7 +170,7 @@ def mean_entering(
     segments: Segments,
     prec: str,
     tuning: Tuning | None,
-) -> Float[Tensor, "S H K V"]:
+) -> Float[Tensor, "R H K V"]:
     """The mean that enters every segment: all from zero, but the first ones, then carried from each to the next."""
     transition = transition_of(prepared, segments, prec, tuning)
     if initial_mean is None:

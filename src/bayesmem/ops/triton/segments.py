@@ -80,7 +80,8 @@ def _cut(
         return None
     length = size * chunk_size
     starts: list[int] = []
-    first, places = [], []
+    first: list[int] = []
+    places: list[int] = []
     for start, stop in pairwise(bounds):
         first.append(len(starts))
         mine = list(range(start, max(stop, start + 1), length))
