@@ -146,10 +146,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     records = Records(RECORDS)
-    for seed in options.seeds:
-        cases = {name: case for study in options.study for name, case in STUDIES[study].items()}
-        for name in options.cases or cases:
-            settings = MODEL | MIXER | TOUCHES | TRAINING | DATA | cases[name] | {"steps": options.steps, "seed": seed}
+    for seed, study in itertools.product(options.seeds, options.study):
+        for name, case in STUDIES[study].items():
+            settings = MODEL | MIXER | TOUCHES | TRAINING | DATA | case | {"steps": options.steps, "seed": seed}
+            if options.cases and name not in options.cases:
+                continue
             if records.find("mqar_initialisation", name, settings) is None:
                 figures = learn(settings)
                 records.add("mqar_initialisation", name, settings, figures)

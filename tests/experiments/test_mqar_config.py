@@ -1,6 +1,7 @@
 """The MQAR study as data: what is compared with what, and in which order."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -72,10 +73,10 @@ def test_bad_jobs_are_refused(options, said):
 
 
 def test_bad_scales_are_refused():
-    tight = Scale(vocab_size=64, trained=((128, 31, 4),), tested=((128, 31),), milestone=(128, 31))
+    tight = Scale(vocab_size=64, trained=((512, 31, 4),), tested=((512, 31),), milestone=(512, 31))
     Job(model="bayesian", scale=tight, batch_size=4)
     with pytest.raises(ValueError, match="two-token keys"):
-        Job(model="bayesian", scale=replace(tight, vocab_size=70, trained=((512, 31, 4), (512, 31, 4))), batch_size=4, data="compositional")
+        Job(model="bayesian", scale=tight, batch_size=4, data="compositional")
     with pytest.raises(ValueError, match="milestone"):
         Scale(milestone=(512, 128))
     with pytest.raises(ValueError, match="at least 1024"):
@@ -146,6 +147,17 @@ def test_ablations_and_other_data_start_at_the_best_rate():
     assert {job.learning_rate for job in ablations.jobs} == {RATES[1]}
     others = due(sweep, ["variants"], records).jobs
     assert [(job.data, job.seed) for job in others] == [(data, seed) for data in DATA[1:] for seed in (0, 1)]
+
+
+def test_an_output_gate_for_all_and_an_ablation_that_changes_it():
+    sweep = replace(SMOKE_SWEEP, output_gate="none")
+    gates = {job.model: job.changes for job in due(sweep, ["learning-rates", "others"], []).jobs}
+    assert gates.pop(ATTENTION) == {} and set(map(str, gates.values())) == {"{'output_gate': 'none'}"}
+    records = [record(sweep.job("bayesian", learning_rate=rate), rate) for rate in RATES]
+    jobs = due(sweep, ["ablations"], records).jobs
+    assert {"output_gate": "none", "retention_init": 0.5} in [job.changes for job in jobs]
+    assert {"output_gate": "sigmoid"} in [job.changes for job in jobs]
+    assert replace(SMOKE_SWEEP, output_gate=None).job("bayesian").changes == {}
 
 
 def test_what_is_no_stage_or_model_is_refused():

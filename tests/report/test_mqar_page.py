@@ -80,6 +80,7 @@ def test_without_the_bayesian_layer_no_comparison_is_drawn(made, tmp_path):
     made.add("bayesian", 1.0, data="fillers")  # elsewhere: no comparison either
     text = made.flat(tmp_path)
     assert "**No comparison with the Bayesian Layer can be drawn" in text
+    assert "or on other rows, below, settle nothing" in text and "among themselves" not in text
     assert "is better than" not in text and "reached:" not in text
     assert "- width 64, matched by state: gated_deltanet, kalman_diagonal, mesanet, bayesian_static," in text
     assert "learning rates: deltanet (1 of 4), attention (1 of 4)" in text
@@ -87,6 +88,13 @@ def test_without_the_bayesian_layer_no_comparison_is_drawn(made, tmp_path):
     for words in ("matched by parameters: all models", "width 128", "width 256", "the ablations", "rows, forgetting"):
         assert words in text
     assert "rows, fillers" not in text.split("**Not run**")[1]
+
+
+def test_without_the_bayesian_layer_anywhere_nothing_is_claimed(made, tmp_path):
+    made.add("deltanet", 0.9)
+    text = made.flat(tmp_path)
+    assert "**No comparison with the Bayesian Layer can be drawn" in text
+    assert "says nothing for or against the claim" in text and "settle nothing" not in text
 
 
 def test_the_best_rate_is_chosen_on_its_own_rows_and_seeds_are_told_with_their_spread(made, tmp_path):
@@ -166,6 +174,17 @@ def test_ablations_other_data_and_what_is_learned(made, tmp_path):
     assert "`bayesian`, layer 1: shown 0.9700; rest 0.9700. layer 2: 1.0000." in text
     assert "### Width 64, matched by state: keys of two tokens" in text
     assert "associations asked for: (64, 4) 4, (256, 64) 36." in text
+
+
+def test_an_output_gate_of_all_is_no_ablation(made, tmp_path):
+    for model in ("bayesian", "deltanet"):
+        made.add(model, 0.9, changes={"output_gate": "none"})
+    made.add("attention", 1.0)
+    made.add("bayesian", 0.5)
+    text = made.flat(tmp_path)
+    assert "output gate none" in text and "| `bayesian`: output gate by default | 1 |" in text
+    assert "| `attention` | 128 a token | 1,000 | 0.01 | 1 | **1.000** |" in text
+    assert "`bayesian`: output gate none" not in text
 
 
 def test_other_settings_are_left_out_and_counted(made, tmp_path):

@@ -33,9 +33,8 @@ def run_mqar(
     seeds: Annotated[int | None, typer.Option(min=1, help="Seeds at the best learning rate (3).")] = None,
     test_rows: Annotated[int | None, typer.Option(min=1, help="Rows a test slice (1000).")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 (default on a GPU) or float32 (on a CPU).")] = None,
-    decay_init: Annotated[
-        float | None, typer.Option(help="Share of the mean kept a token at first (as Mamba-2 draws it).")
-    ] = None,
+    decay_init: Annotated[float | None, typer.Option(help="Share of the mean kept a token at first (.999).")] = None,
+    output_gate: Annotated[str | None, typer.Option(help="none (default), silu or sigmoid.")] = None,
     stop_below: Annotated[
         float | None, typer.Option(help="End a training once its loss is below this (never).")
     ] = None,
@@ -61,6 +60,7 @@ def run_mqar(
         "batch_size": batch_size,
         "precision": precision or ("bf16" if torch.cuda.is_available() else "float32"),
         "decay_init": decay_init,
+        "output_gate": output_gate,
         "stop_below": stop_below,
         "scale": replace(base.scale, test_rows=test_rows) if test_rows else None,
     }

@@ -69,6 +69,12 @@ ABLATIONS: dict[str, Ablation] = {
     "variance_weighs": Ablation(
         "variance in the read-out", "weighs the mean", _design("variance_weighs", readout=PrecisionWeighted())
     ),
+    "gate_sigmoid": Ablation("output gate", "sigmoid", _mixer(output_gate="sigmoid")),
+    "gate_silu": Ablation("output gate", "silu", _mixer(output_gate="silu")),
+    # How fast the mean forgets at first.
+    "decay_mamba2": Ablation("initial decay", "as Mamba-2 draws it", _mixer(decay_init=None)),
+    "decay_0.99": Ablation("initial decay", "0.99", _mixer(decay_init=0.99)),
+    "decay_0.9999": Ablation("initial decay", "0.9999", _mixer(decay_init=0.9999)),
     # How it is computed: no effect expected.
     "chunk_16": Ablation("chunk size", "16 tokens", {"chunk_size": 16}),
     "chunk_32": Ablation("chunk size", "32 tokens", {"chunk_size": 32}),

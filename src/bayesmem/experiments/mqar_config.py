@@ -16,8 +16,8 @@ DATA = (PLAIN, FILLERS, *mqar_variants.VARIANTS)
 PRECISIONS = ("float32", "bf16")
 # Zoology's, np.logspace(-3, -1.5, 4), to two digits.
 LEARNING_RATES = (1e-3, 3.2e-3, 1e-2, 3.2e-2)
-# Zoology's embeddings, normal and tied to the output, and torch's linear layers: at .02 for these nothing is learned in
-# thousands of steps (benchmarks/records/mqar_initialisation.jsonl).
+# Zoology's embeddings, normal and tied to the output, and torch's linear layers: untied, with the layer's output gate,
+# nothing is learned in a thousand steps (benchmarks/records/mqar_initialisation.jsonl).
 START: dict[str, Any] = {"tie_word_embeddings": True, "embedding_range": 0.02, "initializer_range": None}
 
 

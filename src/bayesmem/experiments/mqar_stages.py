@@ -7,7 +7,7 @@ from typing import Any
 
 from bayesmem.experiments.mqar_ablations import ABLATIONS
 from bayesmem.experiments.mqar_config import DATA, EXPERIMENT, FULL, LEARNING_RATES, PLAIN, SMOKE, Job, Scale
-from bayesmem.experiments.mqar_models import BASE, FIRST, MODELS, OTHERS
+from bayesmem.experiments.mqar_models import ATTENTION, BASE, FIRST, MODELS, OTHERS
 from bayesmem.report.records import Record
 
 STAGES = ("learning-rates", "seeds", "others", "widths", "parameters", "ablations", "variants")
@@ -40,6 +40,8 @@ class Sweep:
         batch_size: rows a step.
         precision: ``"bf16"`` or ``"float32"``.
         decay_init: of ``Job``.
+        output_gate: of all layers but softmax attention's; ``None``: the layer's own default, which holds learning up
+            (benchmarks/records/mqar_initialisation.jsonl).
         stop_below: training loss at which a job ends early; ``None``: never.
         evaluate_every: steps between looks at the milestone.
         save_every: steps between checkpoints.
@@ -54,7 +56,8 @@ class Sweep:
     steps: int = 6000
     batch_size: int = 256
     precision: str = "bf16"
-    decay_init: float | None = None
+    decay_init: float | None = 0.999
+    output_gate: str | None = "none"
     stop_below: float | None = None
     evaluate_every: int = 250
     save_every: int = 2000
@@ -71,7 +74,10 @@ class Sweep:
     def job(self, model: str, **fields: Any) -> Job:
         """A job of this study."""
         given = {name: getattr(self, name) for name in SHARED} | {"hidden_size": self.widths[0]}
-        return Job(model=model, **given | fields)
+        given |= fields
+        if self.output_gate is not None and model != ATTENTION:
+            given["changes"] = {"output_gate": self.output_gate} | given.get("changes", {})
+        return Job(model=model, **given)
 
 
 # The same study at a size that takes seconds on a CPU, for CI.

@@ -57,8 +57,8 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def learned_gates(model: BayesMemForCausalLM, rows: Asked, shown: int, bf16: bool) -> list[dict[str, Any]]:
     """What every layer's gates give on ``rows``: for each gate and head the mean and quantiles over tokens.
 
-    Told apart for the first ``shown`` tokens of a row, which show its pairs (``shown``), the places that ask (``asked``) and all else (``rest``);
-    channels of a head count as tokens do.
+    Told apart for the first ``shown`` tokens of a row, which show its pairs (``shown``), the places that ask
+    (``asked``) and all else (``rest``); channels of a head count as tokens do.
     """
     given: list[dict[str, Tensor]] = [{} for _ in model.layers]
     hooks = []

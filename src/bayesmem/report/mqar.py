@@ -81,10 +81,16 @@ def verdict(found: Study) -> list[str]:
     arms = {} if group is None else group.arms
     bayesian = [arms[name] for name in BAYESIAN if name in arms and arms[name].rows]
     if not bayesian:
+        elsewhere = any(g.arms[name].rows for g in found.groups for name in BAYESIAN if name in g.arms)
+        others = (
+            "Those at other sizes or on other rows, below, settle nothing about the bounds."
+            if elsewhere
+            else "What follows compares the others among themselves and says nothing for or against the claim that "
+            "restoring the full covariance helps."
+        )
         return [
             f"**No comparison with the Bayesian Layer can be drawn: none of its variants ({', '.join(BAYESIAN)}) has a "
-            f"record on Zoology's rows at width {BOUND_WIDTH}, matched by state.** What follows compares the others "
-            "among themselves and says nothing for or against the claim that restoring the full covariance helps."
+            f"record on Zoology's rows at width {BOUND_WIDTH}, matched by state.** {others}"
         ]
     said = [_bound(arm) for arm in bayesian if arm.rows[0].figures["state_per_layer"] == BOUND_STATE]
     low, high = RESET_STATE

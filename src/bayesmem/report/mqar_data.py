@@ -112,7 +112,7 @@ class Study:
     """What was run at the newest settings.
 
     Attributes:
-        settings: those that all its records share, and the precision of most.
+        settings: those that all its records share, and the precision and output gate of most.
         groups: by size and data; the narrowest of Zoology's own, matched by state, first.
         ablations: records of one changed choice, in words.
         records: all that count.
@@ -156,22 +156,36 @@ def study(records: Records) -> Study | None:
     settings = _shared(every[-1])
     same = [record for record in every if _shared(record) == settings]
     precision = Counter(record.settings["precision"] for record in same).most_common(1)[0][0]
+    gates = Counter(_gate(record.settings) for record in same if record.name != ATTENTION)
+    gate = gates.most_common(1)[0][0] if gates else None
     plain: dict[tuple[int, str, str], list[Record]] = {}
     ablations: dict[str, list[Record]] = {}
     for record in same:
         s = record.settings
-        if words := changed(s, precision):
+        if words := changed(s, precision, gate):
             ablations.setdefault(words, []).append(record)
         else:
             plain.setdefault((s["hidden_size"], s["matched"], s["data"]), []).append(record)
     groups = [Group(*key, _arms(plain[key])) for key in sorted(plain, key=_order)]
-    return Study(settings | {"precision": precision}, groups, ablations, same, len(every) - len(same))
+    return Study(
+        settings | {"precision": precision, "output_gate": gate}, groups, ablations, same, len(every) - len(same)
+    )
 
 
-def changed(settings: dict[str, Any], precision: str) -> str:
-    """What an ablation changes, in words; empty for a record that is none."""
+def changed(settings: dict[str, Any], precision: str, gate: str | None = None) -> str:
+    """What an ablation changes, in words; empty for a record that is none.
+
+    Args:
+        settings: of the record.
+        precision: that of most records.
+        gate: the output gate that most records name; ``None``: they leave it to the layer.
+    """
     said = []
+    if settings["model"] != ATTENTION and _gate(settings) is None and gate is not None:
+        said.append("output gate by default")
     for name, value in settings["changes"].items():
+        if name == "output_gate" and value == gate:
+            continue
         shown = value["name"] if isinstance(value, dict) and "name" in value else value
         said.append(f"{name.replace('_', ' ')} {shown}")
     if settings["chunk_size"] is not None:
@@ -184,6 +198,11 @@ def changed(settings: dict[str, Any], precision: str) -> str:
 def mean(numbers: Sequence[float | int]) -> float | int:
     """Of the seeds."""
     return sum(numbers) / len(numbers)
+
+
+def _gate(settings: dict[str, Any]) -> str | None:
+    gate: str | None = settings["changes"].get("output_gate")
+    return gate
 
 
 def _shared(record: Record) -> dict[str, Any]:
