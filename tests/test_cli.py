@@ -24,6 +24,7 @@ def test_every_command_has_help():
         ["run", "recall"],
         ["run", "recall-discrete"],
         ["run", "mqar"],
+        ["run", "language"],
         ["run", "text"],
         ["report"],
     ):

@@ -16,12 +16,15 @@ from rich.table import Table
 from bayesmem.commands.convert import convert
 from bayesmem.commands.distill import distill
 from bayesmem.commands.evaluate import evaluations
+from bayesmem.commands.language import run_language
 from bayesmem.commands.mqar import run_mqar
 from bayesmem.commands.recall import recall as recall_study
 from bayesmem.commands.speed import bench_model
 from bayesmem.commands.train import train
 from bayesmem.report import bench as bench_report
 from bayesmem.report import bench_plots, page
+from bayesmem.report import distill as distill_report
+from bayesmem.report import language as language_report
 from bayesmem.report import mqar as mqar_report
 from bayesmem.report import recall_study as recall_report
 from bayesmem.report import results as collision_results
@@ -44,6 +47,7 @@ app.command("convert")(convert)
 app.command("bench-model")(bench_model)
 app.command("distill")(distill)
 runs.command("mqar")(run_mqar)
+runs.command("language")(run_language)
 runs.command("recall")(recall_study)
 console = Console()
 
@@ -193,7 +197,7 @@ def report(
         console.print(f"report: {page.write(records, out / 'report.html').resolve()}", soft_wrap=True)
     if pictures:
         drawn = page.pictures(records) | bench_plots.pictures(beside(records) if lone else records)
-        for part in (recall_report, mqar_report):
+        for part in (recall_report, mqar_report, language_report, distill_report):
             drawn |= part.pictures(part.beside(records) if lone else records)
         _draw(drawn, pictures)
 

@@ -41,6 +41,11 @@ def test_from_text_to_table(tmp_path, monkeypatch):
     out = typed(evaluations, *asked)
     assert out.exit_code == 0 and "run: s-niah-1 at 512, seed 0: 0.0 ± 0.0" in out.output, (out.output, out.exception)
     assert "seed 0" not in typed(evaluations, *asked).output  # recorded already
+    twice = ("ruler", model, model, "--length", 512, "--documents", 2, "--out", records)
+    out = typed(evaluations, *twice, "--label", "run", "--label", "again")
+    assert "again: s-niah-1 at 512" in out.output and "run: s-niah-1" not in out.output, out.exception
+    assert "checkpoints of one name (run, run)" in str(typed(evaluations, *twice).exception)
+    assert "1 of --label for 2 checkpoints" in str(typed(evaluations, *twice, "--label", "a").exception)
     out = typed(evaluations, "text", model, book, "--length", 100, "--tokens", 500, "--out", records)
     assert out.exit_code == 0 and "over 500 tokens" in out.output and "position     64 to    100" in out.output
     page = (records / "ruler.md").read_text()

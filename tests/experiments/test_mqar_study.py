@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from bayesmem.experiments import mqar_data, mqar_job, mqar_queue, mqar_testing, mqar_training
+from bayesmem.experiments import job_process, job_queue, mqar_data, mqar_job, mqar_queue, mqar_testing, mqar_training
 from bayesmem.experiments.common import build
 from bayesmem.experiments.mqar_config import SMOKE, Job
 from bayesmem.experiments.mqar_models import MODELS
@@ -285,13 +285,13 @@ def test_the_time_limit_stops_processes(stand_in):
 def test_what_has_a_checkpoint_goes_first(tmp_path):
     jobs = due(SMOKE_SWEEP, ["learning-rates"], []).jobs
     (tmp_path / "jobs" / jobs[5].folder / "checkpoint-10").mkdir(parents=True)
-    queue = mqar_queue._Queue(tmp_path, 2, print)
-    assert mqar_queue._ordered(queue, jobs) == [jobs[5], *jobs[:5], *jobs[6:]]
+    work = job_queue.Work((), mqar_job.run, lambda: job_queue.Due(jobs, [], 0), str)
+    assert job_queue._Queue(work, tmp_path, 2, print).ordered(jobs) == [jobs[5], *jobs[:5], *jobs[6:]]
 
 
 def test_processes_share_the_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    assert [mqar_queue._environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["4", "7", "4"]
+    assert [job_queue._environment(slot, 3)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["4", "7", "4"]
 
 
 def test_a_job_from_outside_is_its_settings(tmp_path, monkeypatch, data, capsys):
@@ -299,5 +299,5 @@ def test_a_job_from_outside_is_its_settings(tmp_path, monkeypatch, data, capsys)
     job = replace(JOB, steps=1, num_layers=1)
     monkeypatch.setattr(sys, "argv", ["mqar_job", str(tmp_path)])
     monkeypatch.setattr(sys, "stdin", __import__("io").StringIO(json.dumps(job.settings)))
-    mqar_job.main()
+    job_process.serve(Job.of, mqar_job.run)
     assert Job.of(records_in(tmp_path).all()[0].settings) == job

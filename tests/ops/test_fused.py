@@ -214,7 +214,7 @@ def test_compiles_without_a_break_and_under_autocast():
             "no Discount noise",
         ),
         ({"assumptions": Assumptions(prior_var=torch.ones(1, 4, device=DEVICE))}, "per head, not per channel"),
-        ({"channels": True}, "decays per head"),
+        ({"channels": True}, "per head, not per channel"),
         ({"chunk": 48}, "16, 32, 64 tokens .got 48"),
         ({"key_dim": 257}, "K is at most 256"),
     ],

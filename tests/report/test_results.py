@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bayesmem.report import bench_plots, mqar, recall_study, verdicts
+from bayesmem.report import bench_plots, distill, language, mqar, recall_study, verdicts
 from bayesmem.report.bench_data import beside
 from bayesmem.report.collision_words import Reader
 from bayesmem.report.records import Record, Records
@@ -24,7 +24,7 @@ def test_its_pictures_are_there():
     names = [line.split('"')[-2] for line in PAGE.read_text().splitlines() if "src" in line]
     others = [
         bench_plots.pictures(beside(RECORDS)),
-        *(part.pictures(part.beside(RECORDS)) for part in (mqar, recall_study)),
+        *(part.pictures(part.beside(RECORDS)) for part in (mqar, recall_study, distill, language)),
     ]
     assert len(names) == 2 * (len(verdicts.SWEEPS) + sum(map(len, others)))
     assert all((PAGE.parent / name).is_file() for name in names)

@@ -75,7 +75,7 @@ def test_the_page_says_what_the_records_hold(tmp_path):
     records = records_in(tmp_path)
     add(records, "base", 1024, [1, 0, 1, 0])
     add(records, "base", 8192, [0, 0, 0, 0], tokens=3000.0)
-    add(records, "ours", 1024, [1, 1, 1, 0])
+    ours = add(records, "ours", 1024, [1, 1, 1, 0])
     bins = [{"from": 0, "to": 64, "bits_per_byte": 2.5}, {"from": 64, "to": 100, "bits_per_byte": 1.5}]
     records.add(
         ruler.TEXT,
@@ -99,5 +99,8 @@ def test_the_page_says_what_the_records_hold(tmp_path):
     assert "base" in drawn["ruler"].alt and drawn["ruler"].light != drawn["ruler"].dark
     with pytest.raises(ValueError, match="no checkpoint 'none' among base, ours"):
         ruler.section(records, tmp_path / "page.md", tmp_path / "img", "none")
+    records.add(ruler.RULER, "ours", {**records.find(ruler.RULER, "ours").settings, "weights": "other"}, ours.figures)
+    assert list(ruler.labels(records)) == ["base", "ours (ours)", "ours (other)"]  # of one label, other weights
+    assert list(ruler.labels(records, {"other", "base"})) == ["ours"]
     empty = records_in(tmp_path / "empty")
     assert not ruler.section(empty, tmp_path / "p.md", tmp_path).strip() and not ruler_plots.pictures(empty)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from bayesmem.commands import distill as command
 from bayesmem.experiments import distill
 from bayesmem.experiments.distill_config import DistillConfig, read_controls
+from bayesmem.experiments.distill_measure import trained_as
 from bayesmem.report.records import records_in
 from bayesmem.tasks.tokenizer import byte_tokenizer, train_tokenizer
 from bayesmem.train import DistillOptions, Interrupted, Mix, TokenRows
@@ -230,6 +231,19 @@ def test_bad_options_are_refused(tmp_path, changes, said):
         if changes.get("start") == "":
             DistillConfig(run=replace(settings(tmp_path).run, start=None))
         settings(tmp_path, changes.pop("run", None), **changes)
+
+
+def test_how_the_teacher_was_trained_is_told(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    assert trained_as(model) == {}
+    run = replace(settings(tmp_path).run, data=("some/books.txt",), seed=3)
+    (tmp_path / "run.json").write_text(run.to_json())
+    told = trained_as(model)["trained_as"]
+    assert (told["tokens"], told["length"], told["seed"], told["data"]) == (run.tokens, run.length, 3, ["books.txt"])
+    assert trained_as(tmp_path) == {}  # a folder that is not `bayesmem train`'s
+    (tmp_path / "run.json").write_text("[]")
+    assert trained_as(model) == {}
 
 
 def test_controls_as_typed():

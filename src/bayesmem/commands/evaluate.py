@@ -19,7 +19,7 @@ Bf16 = Annotated[bool, typer.Option("--bf16/--fp32", help="Mixed precision, or t
 
 @evaluations.command("ruler")
 def ruler(
-    checkpoint: Folder,
+    checkpoints: Annotated[list[Path], typer.Argument(help="Folders of models and their tokenizers, one or more.")],
     task: Annotated[
         list[str] | None,
         typer.Option(help="s-niah-1, multi-key-2, vt ..., or a group: s-niah, multi-key, offline, all (s-niah-1)."),
@@ -36,19 +36,27 @@ def ruler(
     batch_size: Annotated[int, typer.Option(help="Documents generated side by side.")] = 8,
     bf16: Bf16 = False,
     out: Out = Path("runs/eval"),
-    label: Label = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="What to call a checkpoint (its folder's name); one for each.")
+    ] = None,
     against: Annotated[str | None, typer.Option(help="Label in --out to compare with, document by document.")] = None,
     device: Device = None,
 ) -> None:
-    """Ask RULER's tasks, by lm-evaluation-harness, at several lengths. Needs no network.
+    """Ask RULER's tasks, by lm-evaluation-harness, at several lengths, of one checkpoint or several. Needs no network.
 
     Finished cells are in OUT/records.jsonl and are not run again; what was said is in OUT/answers; OUT/ruler.md holds
-    tables, heat maps and differences of all checkpoints there. A seed asks every model of one tokenizer the same.
+    tables, heat maps and differences of all checkpoints there, OUT/distill.md the arms of a distillation whose records
+    lie there too. A seed asks every model of one tokenizer the same.
     """
     _quiet()
     from bayesmem.experiments import eval_ruler
-    from bayesmem.experiments.eval_checkpoint import load_checkpoint
+    from bayesmem.experiments.eval_checkpoint import label_of, load_checkpoint, weights_of
 
+    names = label or [label_of(folder) for folder in checkpoints]
+    if len(names) != len(checkpoints):
+        raise ValueError(f"{len(names)} of --label for {len(checkpoints)} checkpoints; give one for each, or none.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"checkpoints of one name ({', '.join(names)}); tell them apart by a --label for each.")
     config = eval_ruler.RulerConfig(
         tasks=tuple(task or ("s-niah-1",)),
         lengths=tuple(length or (1024, 2048, 4096, 8192)),
@@ -58,12 +66,16 @@ def ruler(
         bf16=bf16,
         sources=eval_ruler.Sources(tuple(haystack or ()), questions),
     )
+    for folder in checkpoints:
+        weights_of(folder)  # one that is not there is told now, not after the others
     try:
-        eval_ruler.run(config, load_checkpoint(checkpoint, label, device), out, _say)
+        for folder, name in zip(checkpoints, names, strict=True):
+            eval_ruler.run(config, load_checkpoint(folder, name, device), out, _say)
     except KeyboardInterrupt as interrupt:
         _say("[bold]interrupted.[/bold] What was finished is kept; the same command goes on from here.")
         raise typer.Exit(130) from interrupt
     _say(f"tables: {eval_ruler.write_report(out, against).resolve()}")
+    _arms(out)
 
 
 @evaluations.command("text")
@@ -125,6 +137,18 @@ def retrieval_text(
     share = book_share if haystack else 0.0
     config = eval_retrieval.RetrievalConfig(tokens, shortest, longest, needles, kinds, share, ruler_noise, seed)
     eval_retrieval.run(config, out, tokenizer, tuple(haystack or ()), field, _say)
+
+
+def _arms(out: Path) -> None:
+    """The arms of a distillation beside each other, where the folder's records hold one."""
+    from bayesmem.report import distill
+    from bayesmem.report.records import records_in
+
+    try:
+        if (page := distill.write(records_in(out), out)) is not None:
+            _say(f"student and controls: {page.resolve()}")
+    except ValueError as error:  # what was measured is recorded
+        _say(f"student and controls cannot be compared: {error}")
 
 
 def _quiet() -> None:

@@ -169,6 +169,7 @@ def _teacher(setting: Setting, streams: Streams, args: TrainingArguments) -> Rec
         setting.tell("the teacher on the held-out text")
         model = setting.start.build("teacher")
         figures = measure.held_out(model, streams, args) | {"parameters": model.num_parameters()}
+        figures |= measure.trained_as(Path(str(setting.config.run.start)))
         found = _record(setting, TEACHER, settings, figures, args)
     return found
 

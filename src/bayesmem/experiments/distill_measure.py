@@ -90,6 +90,19 @@ def speed(folder: Path, arm: RunConfig, devices: int) -> dict[str, float]:
     return {"tokens_per_second": rate, "device_seconds": arm.steps * arm.step_tokens / rate * devices}
 
 
+def trained_as(teacher: Path) -> dict[str, Any]:
+    """How ``bayesmem train`` trained a teacher, from ``run.json`` beside its folder; nothing where another made it."""
+    path = teacher.resolve().parent / "run.json"
+    if teacher.resolve().name != "model" or not path.is_file():
+        return {}
+    try:
+        run = RunConfig.of(read_object(path))
+    except ValueError:  # of another version, or no run's
+        return {}
+    told: dict[str, Any] = {name: getattr(run, name) for name in ("tokens", "length", "batch_size", "learning_rate")}
+    return {"trained_as": told | {"seed": run.seed, "data": [Path(name).name for name in run.data]}}
+
+
 def agreed(asked: bool, args: TrainingArguments) -> bool:
     """Whether any rank was asked, on all of them."""
     if args.world_size == 1:

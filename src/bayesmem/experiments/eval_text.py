@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,11 +98,16 @@ def run(config: TextConfig, checkpoint: Checkpoint, out: Path, tell: Callable[[s
         return before
     if not _continues(checkpoint.model) and config.piece < config.length:
         tell("contexts are read whole: this model's memory does not carry on from one piece to the next exactly.")
-    return records.add(TEXT, checkpoint.label, settings, measure(config, checkpoint, files))
+    return records.add(TEXT, checkpoint.label, settings, measure(config, checkpoint, documents(files, config.field)))
 
 
-def measure(config: TextConfig, checkpoint: Checkpoint, files: Sequence[Path]) -> dict[str, Any]:
+def measure(config: TextConfig, checkpoint: Checkpoint, texts: Iterable[str]) -> dict[str, Any]:
     """The figures of a text.
+
+    Args:
+        config: what is evaluated; its files are not looked at.
+        checkpoint: the model.
+        texts: documents.
 
     Returns:
         ``bits_per_byte``, ``perplexity`` (of a token), ``nats``, ``tokens``, ``bytes``, ``seconds``, and ``bins``: the
@@ -113,7 +118,6 @@ def measure(config: TextConfig, checkpoint: Checkpoint, files: Sequence[Path]) -
     start = time.perf_counter()
     with Progress(TextColumn("text"), BarColumn(), TextColumn("{task.completed:,} tokens"), transient=True) as progress:
         bar = progress.add_task("", total=config.tokens or None)
-        texts = documents(files, config.field)
         found = contexts(texts, checkpoint.tokenizer, config.length, config.tokens)
         for batch in _batches(found, config.batch_size):
             longest = max(len(one.targets) for one in batch)
@@ -135,7 +139,7 @@ def measure(config: TextConfig, checkpoint: Checkpoint, files: Sequence[Path]) -
 
 
 def contexts(
-    texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, length: int, tokens: int = 0
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, length: int, tokens: int = 0
 ) -> Iterator[Context]:
     """Documents cut into contexts; the first token of a document is predicted from the end-of-text before it.
 

@@ -1,19 +1,13 @@
 """One job of the MQAR study, in a process of its own: ``python -m bayesmem.experiments.mqar_job OUT < settings``."""
 
-import fcntl
-import json
-import os
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from bayesmem.experiments.common import build
+from bayesmem.experiments.job_process import beside, locked, serve
 from bayesmem.experiments.mqar_config import EXPERIMENT, Job
 from bayesmem.experiments.mqar_data import Batches, choosing, load, milestone, tested, trained
 from bayesmem.experiments.mqar_testing import accuracy, learned_gates
@@ -23,10 +17,7 @@ from bayesmem.models import BayesMemForCausalLM
 from bayesmem.ops import Backend
 from bayesmem.report.records import records_in
 from bayesmem.tasks.mqar_variants import VARIANTS
-from bayesmem.train import Diverged, Interrupted
-
-BESIDE = "BAYESMEM_JOBS_BESIDE"  # how many jobs share the machine; their clocks are then no clocks of one job
-STOPPED = 75  # exit status of a job that was asked to stop and has saved
+from bayesmem.train import Diverged
 
 
 def run(job: Job, out: Path) -> None:
@@ -43,7 +34,7 @@ def run(job: Job, out: Path) -> None:
     if job.chunk_size is not None:
         for block in model.layers:
             block.mixer.backend = Backend("auto", job.chunk_size)
-    figures: dict[str, Any] = sizes(model) | {"beside": int(os.environ.get(BESIDE, "1"))}
+    figures: dict[str, Any] = sizes(model) | {"beside": beside()}
     bf16 = job.precision == "bf16"
     batches = Batches([load(data, part, device) for part in trained(job)], job.batch_size, job.steps, job.seed)
     try:
@@ -82,31 +73,5 @@ def sizes(model: BayesMemForCausalLM) -> dict[str, Any]:
     return held | {"state_per_layer_and_token": 2 * mixer.head_dim, "head": [mixer.head_dim, mixer.head_dim]}
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def quiet() -> None:
-    """Keep transformers' progress bars and hints out of ours."""
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
-
-
-def main() -> None:
-    """Run the job whose settings come as JSON."""
-    quiet()
-    job = Job.of(json.load(sys.stdin))
-    try:
-        run(job, Path(sys.argv[1]))
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        sys.exit(STOPPED)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Job.of, run)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bayesmem.experiments.job_queue import Due
 from bayesmem.experiments.mqar_ablations import ABLATIONS
 from bayesmem.experiments.mqar_config import DATA, EXPERIMENT, FULL, LEARNING_RATES, PLAIN, SMOKE, Job, Scale
 from bayesmem.experiments.mqar_models import ATTENTION, BASE, FIRST, MODELS, OTHERS
@@ -95,22 +96,7 @@ SMOKE_SWEEP = Sweep(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
-    """What a study has left to do.
-
-    Attributes:
-        jobs: those that can start now, in order.
-        waiting: what has to wait, in words.
-        done: jobs of the same stages with a record.
-    """
-
-    jobs: list[Job]
-    waiting: list[str]
-    done: int
-
-
-def due(sweep: Sweep, stages: Sequence[str], records: Iterable[Record]) -> Due:
+def due(sweep: Sweep, stages: Sequence[str], records: Iterable[Record]) -> Due[Job]:
     """The jobs of some stages that have no record yet, in the study's order.
 
     Args:

@@ -75,9 +75,7 @@ def run(config: RunConfig, out: Path, *, resume: bool = False, tell: Tell = lamb
             if not (out / RUN).is_file():
                 write_whole(out / RUN, config.to_json())
         with full_disk_told(folder.parent, "tokens"):
-            tokenizer = _tokenizer(config, folder, files, tell)
-            train = prepared_text(config, folder, "train", files, tokenizer, tell)
-            held = prepared_text(config, folder, "held_out", held_out, tokenizer, tell) if config.held_out else None
+            tokenizer, train, held = prepare_texts(config, folder, files, held_out, tell)
     streams = streams_of(config, train, held, args)
     model = _model(config, tokenizer)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -157,6 +155,24 @@ def find_texts(config: RunConfig, folder: Path) -> tuple[list[Path], list[Path]]
     if shared := {path.resolve() for path in files} & {path.resolve() for path in held_out}:
         raise ValueError(f"{min(shared)} is trained on and held out; take it out of one of them.")
     return files, held_out
+
+
+def prepare_texts(
+    config: RunConfig, folder: Path, files: list[Path], held_out: list[Path], tell: Tell = lambda _: None
+) -> tuple[PreTrainedTokenizerFast, Prepared, Prepared | None]:
+    """Tokenizer, and tokens to train and evaluate on; what is in ``folder`` is opened, the rest is made.
+
+    Args:
+        config: of the run.
+        folder: of the tokens and of a tokenizer trained here.
+        files: to train on, as of ``find_texts``.
+        held_out: to evaluate on.
+        tell: is told what happens.
+    """
+    tokenizer = _tokenizer(config, folder, files, tell)
+    train = prepared_text(config, folder, "train", files, tokenizer, tell)
+    held = prepared_text(config, folder, "held_out", held_out, tokenizer, tell) if config.held_out else None
+    return tokenizer, train, held
 
 
 def _tokenizer(config: RunConfig, folder: Path, files: list[Path], tell: Tell) -> PreTrainedTokenizerFast:

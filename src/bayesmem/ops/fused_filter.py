@@ -48,8 +48,6 @@ def unsupported(
         return "it has no Student-t noise"
     if not isinstance(noise, PriorMixing | Additive):
         return f"it has no {type(noise).__name__} noise"
-    if log_decay is not None and log_decay.ndim == 4:
-        return "its mean decays per head [B, T, H], not per channel"
     if k.shape[-1] > MAX_KEY_DIM or v.shape[-1] > MAX_VALUE_DIM:
         return f"K is at most {MAX_KEY_DIM} and V {MAX_VALUE_DIM} (got {k.shape[-1]} and {v.shape[-1]})"
     if k.shape[-1] > SMALL_KEY_DIM and chunk_size(q) < CHUNKS[-1] and q.device.type == "cuda":
@@ -62,7 +60,9 @@ def unsupported(
         return None
     per_channel = isinstance(a.prior_var, Tensor) and a.prior_var.ndim == 2
     given = noise.log_retention if isinstance(noise, PriorMixing) else noise.variance
-    if per_channel or (isinstance(given, Tensor) and given.ndim == 4):
+    tied = given is None or isinstance(noise, Additive)  # what the covariance retains is the decay
+    kept = log_decay if tied else None
+    if per_channel or any(isinstance(x, Tensor) and x.ndim == 4 for x in (given, kept)):
         return "retention, noise and prior of a full covariance are per head, not per channel"
     return None
 
@@ -105,12 +105,13 @@ def filter_fused(
     learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     q, k, v, noise = row(q), row(k), row(v), gate(obs_noise)
     decay = torch.zeros(batch * length, heads, **wide) if log_decay is None else gate(log_decay).clamp(min=LOG_ZERO)
+    by_channel = decay.ndim == 3
     prior = a.prior_var.float() if isinstance(a.prior_var, Tensor) else torch.full((heads,), float(a.prior_var), **wide)
     start = None if belief is None else belief.mean.float().contiguous()
     given = None if belief is None or belief.cov is None else belief.cov.float().contiguous()
     want_var, want_evidence = "predictive_var" in outputs, not set(MEASURED).isdisjoint(outputs)
     var = final_cov = None
-    stepwise = length == 1 and cu_seqlens is None and not learning
+    stepwise = length == 1 and cu_seqlens is None and not learning and not by_channel
     if a.covariance == "full":
         retention, added = _scalar_noise(a, decay, prior, gate)
         if given is None:
@@ -150,7 +151,8 @@ def filter_fused(
         if want_var:
             var = _reduced_var(a.covariance, _wide(q, heads), keys, predicted, noise, gain, innovation_var)
 
-    o, energy, final_mean, *_ = fused.mean_op(q, k, v, gain, decay, start, *place, want_evidence)
+    mean_op = fused.channel_mean_op if by_channel else fused.mean_op
+    o, energy, final_mean, *_ = mean_op(q, k, v, gain, decay, start, *place, want_evidence)
     last = Belief(final_mean, final_cov)
     return _output(o, var, innovation_var, energy, last, value_dim, (batch, length, heads), outputs)
 

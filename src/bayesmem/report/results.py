@@ -6,7 +6,7 @@ from textwrap import fill
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bayesmem.report import bench, models, mqar, recall_study
+from bayesmem.report import bench, distill, language, models, mqar, recall_study
 from bayesmem.report.bench_data import beside
 from bayesmem.report.collision import alt_text
 from bayesmem.report.collision_words import sections
@@ -48,7 +48,9 @@ def markdown(records: Records, path: Path, images: Path) -> str:
             for text in (
                 recall_study.section(recall_study.beside(records), path, images),
                 mqar.section(mqar.beside(records), path, images),
+                distill.section(distill.beside(records), path, images),
                 models.section(records, path),
+                language.section(language.beside(records), path, images),
                 bench.section(beside(records), path, images),
             )
             if text

@@ -1,7 +1,7 @@
 """RULER's records: scores a document, tables, and the difference of two checkpoints on the same documents."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
@@ -18,6 +18,8 @@ RULER, TEXT = "ruler", "eval_text"
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 SHORT = 0.7  # documents whose mean length is below this share of what was asked are pointed out
 Cell = tuple[str, int, int]  # task, length, seed of the documents
+# Tasks, lengths, and of a task and length the mean and its standard error.
+Grid = tuple[list[str], list[int], dict[tuple[str, int], tuple[float, float | None]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +120,27 @@ def cells(records: Sequence[Record]) -> dict[Cell, Record]:
     return {(r.settings["task"], r.settings["length"], r.settings["seed"]): r for r in records}
 
 
-def labels(records: Records) -> dict[str, list[Record]]:
-    """RULER's records a checkpoint, in the order first evaluated."""
-    found: dict[str, list[Record]] = {}
+def labels(records: Records, apart: Collection[str] = ()) -> dict[str, list[Record]]:
+    """RULER's records a checkpoint, in the order first evaluated.
+
+    Args:
+        records: of ``bayesmem eval``.
+        apart: fingerprints of weights that are left out.
+
+    Returns:
+        By label; where checkpoints of one label differ in their weights, by label and fingerprint.
+    """
+    found: dict[tuple[str, str], list[Record]] = {}
     for record in records.all():
-        if record.experiment == RULER:
-            found.setdefault(record.name, []).append(record)
-    return found
+        if record.experiment == RULER and record.settings["weights"] not in apart:
+            found.setdefault((record.name, record.settings["weights"]), []).append(record)
+    names = [name for name, _ in found]
+    return {
+        name if names.count(name) == 1 else f"{name} ({weights[:8]})": own for (name, weights), own in found.items()
+    }
 
 
-def grid(records: Sequence[Record]) -> tuple[list[str], list[int], dict[tuple[str, int], tuple[float, float | None]]]:
+def grid(records: Sequence[Record]) -> Grid:
     """Tasks, lengths, and mean and standard error over the documents of all seeds."""
     held: dict[tuple[str, int], list[ndarray]] = {}
     for (task, length, _), record in cells(records).items():
@@ -153,7 +166,9 @@ def shown(mean: float, error: float | None) -> str:
     return f"{100 * mean:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
 
-def section(records: Records, path: Path, images: Path, baseline: str | None = None) -> str:
+def section(
+    records: Records, path: Path, images: Path, baseline: str | None = None, apart: Collection[str] = ()
+) -> str:
     """All that the records say of RULER and of text, as Markdown.
 
     Args:
@@ -161,11 +176,12 @@ def section(records: Records, path: Path, images: Path, baseline: str | None = N
         path: where the page will lie, for its links.
         images: folder of the pictures.
         baseline: label that the others are compared with; default: none is.
+        apart: fingerprints of weights that are told elsewhere.
 
     Raises:
         ValueError: a baseline that was not evaluated.
     """
-    found = labels(records)
+    found = labels(records, apart)
     if baseline is not None and baseline not in found:
         raise ValueError(f"no checkpoint {baseline!r} among {', '.join(found) or 'none'}; name one that was evaluated.")
     environment = Environment(

@@ -1,36 +1,42 @@
 """RULER's heat maps: task by length, a panel a checkpoint; and bits a byte by position in the context."""
 
+from collections.abc import Collection, Mapping
+
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from bayesmem.report.plots import Picture, picture
 from bayesmem.report.records import Record, Records
-from bayesmem.report.ruler import TEXT, grid, labels
+from bayesmem.report.ruler import TEXT, Grid, grid, labels
 
 ENDS = {"#1c2430": ("#f3f6fb", "#1f6fd6"), "#dfe5ee": ("#1b2230", "#6db1ff")}  # by the dress's ink: nothing, all right
 STYLES = ("o-", "s--", "^-.", "D:", "v-", "P--")
 
 
-def pictures(records: Records) -> dict[str, Picture]:
-    """Every picture that the records allow, by name."""
-    found = labels(records)
+def pictures(records: Records, apart: Collection[str] = ()) -> dict[str, Picture]:
+    """Every picture that the records allow, by name.
+
+    Args:
+        records: of ``bayesmem eval``.
+        apart: fingerprints of weights that are shown elsewhere.
+    """
+    found = {label: grid(own) for label, own in labels(records, apart).items()}
     texts = {f"{r.name}, {r.settings['length']}": r for r in records.all() if r.experiment == TEXT}
     drawn = {"ruler": heat_map(found)} if found else {}
     return drawn | ({"eval_text": by_position(texts)} if texts else {})
 
 
-def heat_map(found: dict[str, list[Record]]) -> Picture:
+def heat_map(found: Mapping[str, Grid]) -> Picture:
     """Mean score of every task at every length.
 
     Args:
-        found: records a checkpoint.
+        found: of every checkpoint.
     """
 
     def draw(axes: list[Axes], colours: dict[str, str]) -> None:
         nothing, right = ENDS[colours["ink"]]
         shades = LinearSegmentedColormap.from_list("score", [nothing, right])
-        for ax, (label, own) in zip(axes, found.items(), strict=True):
-            tasks, lengths, means = grid(own)
+        for ax, (label, (tasks, lengths, means)) in zip(axes, found.items(), strict=True):
             rows = [[means.get((task, length), (float("nan"), None))[0] for length in lengths] for task in tasks]
             ax.pcolormesh(rows, cmap=shades, vmin=0, vmax=1, edgecolors=colours["grid"], linewidth=0.5)
             for y, row in enumerate(rows):

@@ -5,6 +5,7 @@ The only importer of ``bayesmem.ops.triton``. Tokens stand in one row, ``[N, H, 
 kept once a chunk.
 """
 
+from bayesmem.ops.fused.channel_mean import channel_mean_op
 from bayesmem.ops.fused.constant_gain import constant_gain_op
 from bayesmem.ops.fused.covariance import covariance_op
 from bayesmem.ops.fused.decode import decode_op
@@ -12,4 +13,12 @@ from bayesmem.ops.fused.diagonal import diagonal_op
 from bayesmem.ops.fused.mean import mean_op
 from bayesmem.ops.triton.decode import decode_step
 
-__all__ = ["constant_gain_op", "covariance_op", "decode_op", "decode_step", "diagonal_op", "mean_op"]
+__all__ = [
+    "channel_mean_op",
+    "constant_gain_op",
+    "covariance_op",
+    "decode_op",
+    "decode_step",
+    "diagonal_op",
+    "mean_op",
+]

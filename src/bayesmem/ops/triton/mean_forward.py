@@ -44,7 +44,7 @@ def readout_kernel(
     BV: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """One program a chunk, head and block of values."""
+    """One program a chunk, head and block of values; without ``factors``, q holds its decays already."""
     pid = tl.program_id(0)
     v_blocks: tl.constexpr = (V + BV - 1) // BV
     col, at = (pid % v_blocks) * BV, (pid // v_blocks).to(tl.int64)
@@ -55,7 +55,8 @@ def readout_kernel(
         q_tile = load_rows(q, rows, live, head // (H // G), k_col, G, K, BK)
         offsets, mask = state_tile(at, k_col, col, K, V, BK, BV)
         kept = tl.dot(q_tile, tl.load(means + offsets, mask=mask, other=0.0), kept, input_precision=PREC)
-    kept *= tl.load(factors + at * (2 * C) + tl.arange(0, C))[:, None]
+    if factors is not None:
+        kept *= tl.load(factors + at * (2 * C) + tl.arange(0, C))[:, None]
     error = load_rows(innovation, rows, live, head, col, H, V, BV)
     seen = tl.load(scores + square_tile(at, C))
     store_rows(o, tl.dot(seen, error, kept, input_precision=PREC), rows, live, head, col, H, V, BV)
