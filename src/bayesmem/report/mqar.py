@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bayesmem.report import mqar_printed
 from bayesmem.report.mqar_data import (
     BAYESIAN,
     DATA,
@@ -52,7 +53,7 @@ def section(records: Records, path: Path, images: Path) -> str:
     )
     contexts = [record.context for record in found.records]
     shown = alts(found)
-    return environment.get_template("mqar.md.j2").render(
+    page = environment.get_template("mqar.md.j2").render(
         source=relpath(records.path, path.parent),
         images=relpath(images, path.parent),
         filled=lambda text: fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False),
@@ -73,6 +74,7 @@ def section(records: Records, path: Path, images: Path) -> str:
         ablations=_ablations(found),
         not_run=not_run(found),
     )
+    return page + mqar_printed.section(records.path.parent)
 
 
 def verdict(found: Study) -> list[str]:
