@@ -37,7 +37,7 @@ def section(folder: Path) -> str:
             "### Printed figures of the same study",
             "",
             f"{len(lines)} more trainings ran at these settings ({lines[0]['device']}, commit {lines[0]['commit']}).",
-            "The call reached its time limit before their records came back: these are the figures they printed",
+            "The call reached its time limit and their records were lost: these are the figures that they printed",
             f"([{NAME}](records/{NAME})). Mean, least and most over the seeds at the rate that the run chose;",
             "one seed and every rate, where it got no further. Rows, steps and sizes are those of the table above.",
             "",
