@@ -183,12 +183,16 @@ def _seeds(sweep: Sweep, found: Found, models: Sequence[str], **fields: Any) -> 
 def best_rate(sweep: Sweep, found: Found, model: str, **fields: Any) -> float | None:
     """The learning rate with the best mean over the slices kept for choosing; ``None`` while any has no record.
 
+    Where there is but one, there is nothing to choose, and no seed waits for another.
+
     Args:
         sweep: the study.
         found: figures by settings.
         model: whose.
         fields: of the job, where they are not the study's own.
     """
+    if len(sweep.learning_rates) == 1:
+        return sweep.learning_rates[0]
     scores: dict[float, float] = {}
     for job in _rates(sweep, [model], **fields):
         figures = found.get(_key(job.settings))

@@ -127,14 +127,16 @@ def run(config: SpeedConfig, out: Path, only: tuple[str, ...] = (), tell: Callab
             tell(f"{name}: not run, its kernels need a GPU")
             continue
         try:
-            figures = measure(MODELS[name](config).to(device), config, device)
+            figures = measure(MODELS[name](config).to(device), config, device, tell)
         except (RuntimeError, ImportError, AssertionError) as reason:
             figures = {"failed": f"{type(reason).__name__}: {reason}"[:500]}
         records.add(EXPERIMENT, name, settings, figures)
         tell(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
 
 
-def measure(model: nn.Module, config: SpeedConfig, device: torch.device) -> dict[str, Any]:
+def measure(
+    model: nn.Module, config: SpeedConfig, device: torch.device, tell: Callable[[str], None] = print
+) -> dict[str, Any]:
     """Tokens a second of a training step (bf16 mixed precision on a GPU, AdamW) and of greedy generation."""
     source = torch.Generator().manual_seed(config.seed)
     shape = (config.batch_size, config.length)
@@ -162,6 +164,7 @@ def measure(model: nn.Module, config: SpeedConfig, device: torch.device) -> dict
     peak = peak_flops(device, on_gpu)
     if peak is not None and hasattr(getattr(model, "config", None), "mixer_configs"):
         figures["model_flops_utilisation"] = round(speed * training_flops(model, config.length) / peak, 4)
+    tell(f"  trained: {figures['train_tokens_per_s']} tokens a second, {figures['peak_memory_mb']} MB at most")
     prompt = ids[:1, : config.prompt].expand(config.sequences, -1).contiguous()
     figures["generated_tokens_per_s"] = round(generation(model.eval(), prompt, config.generated, on_gpu), 1)
     return figures
