@@ -1,5 +1,6 @@
 """What a layer remembers between calls: its belief and the convolution's last inputs."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -25,3 +26,24 @@ class LayerCache:
     def rows(self, index: Tensor) -> "LayerCache":
         """The cache of the given batch rows (for beams, or a batch made smaller)."""
         return LayerCache(self.belief.rows(index), self.conv_tail[index])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds, in a fixed order."""
+        belief = self.belief
+        parts = belief.parts if isinstance(belief, MixtureBelief) else (belief,)
+        held = [x for part in parts for x in (part.mean, part.cov) if x is not None]
+        held += [belief.log_weights] if isinstance(belief, MixtureBelief) else []
+        return [*held, self.conv_tail]
+
+    def filled(self, tensors: Iterator[Tensor]) -> "LayerCache":
+        """A cache of the same form with other tensors, as many as it has taken from ``tensors``."""
+        belief = self.belief
+        if isinstance(belief, MixtureBelief):
+            parts = tuple(_filled(part, tensors) for part in belief.parts)
+            return LayerCache(MixtureBelief(parts, next(tensors)), next(tensors))
+        return LayerCache(_filled(belief, tensors), next(tensors))
+
+
+def _filled(belief: Belief, tensors: Iterator[Tensor]) -> Belief:
+    return Belief(next(tensors), None if belief.cov is None else next(tensors))

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from bayesmem.layers import LayerCache
 from bayesmem.models.attention import AttentionCache
-from bayesmem.types import MixtureBelief
 
 
 class BeliefCache:
@@ -66,8 +65,4 @@ class BeliefCache:
 def _tensors(layer: LayerCache | AttentionCache) -> list[Tensor]:
     if isinstance(layer, AttentionCache):
         return [layer.keys, layer.values]
-    belief = layer.belief
-    parts = belief.parts if isinstance(belief, MixtureBelief) else (belief,)
-    held = [x for part in parts for x in (part.mean, part.cov) if x is not None]
-    held += [belief.log_weights] if isinstance(belief, MixtureBelief) else []
-    return [*held, layer.conv_tail]
+    return layer.tensors

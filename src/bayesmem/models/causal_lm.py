@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from bayesmem.layers import LayerCache
 from bayesmem.layers.gates import Gates
 from bayesmem.layers.projections import ShortConvolution
 from bayesmem.models.attention import SoftmaxAttention
@@ -21,6 +22,7 @@ from bayesmem.models.loading import CheckedLoading
 from bayesmem.models.loss import logits_loss, next_token_loss, shifted
 from bayesmem.models.norm import RMSNorm
 from bayesmem.models.packing import Packing, find_packing
+from bayesmem.models.step_graph import StepGraphs
 
 # What transformers' own callers and collators hand to every model.
 PASSED_ALONG = frozenset(
@@ -76,6 +78,7 @@ class BayesMemForCausalLM(CheckedLoading, BeliefGeneration, PreTrainedModel, Gen
         self.layers = nn.ModuleList(Block(config, mixer) for mixer in config.mixer_configs())
         self.norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.steps = StepGraphs()
         self.post_init()
 
     def forward(
@@ -143,8 +146,15 @@ class BayesMemForCausalLM(CheckedLoading, BeliefGeneration, PreTrainedModel, Gen
         if packing is not None:
             x, mask, cu_seqlens = packing.row(x), None, packing.cu_seqlens
             position_ids = None if position_ids is None else packing.row(position_ids.expand(batch, length))
-        streams, known = [], []
-        for index, block in enumerate(self.layers):
+        streams: list[Tensor] = []
+        known: list[list[Any]] = []
+        plain = length == 1 and mask is None and packing is None and not (output_uncertainty or output_hidden_states)
+        replayed = None
+        if memory is not None and memory.seen_tokens and use_cache and plain and not self.training:
+            replayed = self.steps.run(self._step, (self.layers, self.norm), x, memory.layers)
+        if memory is not None and replayed is not None:
+            x, memory.layers[:] = replayed
+        for index, block in enumerate(() if replayed is not None else self.layers):
             streams.append(x)
             x, after, *knows = block(
                 x,
@@ -161,7 +171,7 @@ class BayesMemForCausalLM(CheckedLoading, BeliefGeneration, PreTrainedModel, Gen
                 memory.layers[index] = after
         if memory is not None and use_cache:
             memory.seen_tokens += length
-        streams.append(self.norm(x))
+        streams.append(x if replayed is not None else self.norm(x))
         if packing is not None:
             streams = [packing.batch(stream) for stream in streams]
             known = [[None if one is None else packing.batch(one) for one in layer] for layer in known]
@@ -178,6 +188,14 @@ class BayesMemForCausalLM(CheckedLoading, BeliefGeneration, PreTrainedModel, Gen
             **(dict(zip(KNOWN, zip(*known, strict=True), strict=True)) if output_uncertainty else {}),
         )
         return out if kwargs.get("return_dict") is not False else out.to_tuple()
+
+    def _step(self, x: Tensor, layers: list[LayerCache]) -> tuple[Tensor, list[LayerCache]]:
+        """One token of every row, without padding: the stream after the last norm, and what is remembered."""
+        afters: list[LayerCache] = []
+        for block, cache in zip(self.layers, layers, strict=True):
+            x, after, *_ = block(x, None, cache, use_cache=True)
+            afters.append(after)
+        return self.norm(x), afters
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
