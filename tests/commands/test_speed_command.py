@@ -17,13 +17,16 @@ def test_training_and_generation_are_timed_and_recorded(tmp_path, monkeypatch):
     done = CliRunner().invoke(app, ["bench-model", "--out", str(tmp_path), *OPTIONS])
     assert done.exit_code == 0, done.output
     assert "needs a GPU" in done.output.replace("need a GPU", "needs a GPU")
-    found = {record.name: record.figures for record in records_in(tmp_path).all()}
+    found: dict[str, dict[str, float]] = {}
+    for record in records_in(tmp_path).all():
+        found.setdefault(record.name, {}).update(record.figures)
     assert set(found) == {"bayesian", "gated_deltanet"}
     for figures in found.values():
         assert figures["train_tokens_per_s"] > 0 and figures["generated_tokens_per_s"] > 0
     assert found["bayesian"]["parameters"] > found["gated_deltanet"]["parameters"]
 
-    monkeypatch.setattr(speed, "measure", lambda *_: pytest.fail("measured again"))
+    for part in speed.PARTS:
+        monkeypatch.setattr(speed, part, lambda *_: pytest.fail("measured again"))
     again = CliRunner().invoke(app, ["bench-model", "--out", str(tmp_path), *OPTIONS])
     assert again.exit_code == 0 and again.output.count("recorded already") == 2
 
@@ -31,6 +34,8 @@ def test_training_and_generation_are_timed_and_recorded(tmp_path, monkeypatch):
 def test_bad_requests_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no model 'gpt'; expected of bayesian"):
         speed.run(speed.SpeedConfig(), tmp_path, ("gpt",))
+    with pytest.raises(ValueError, match="no part 'decoding'; expected of training, generation"):
+        speed.run(speed.SpeedConfig(), tmp_path, parts=("decoding",))
     with pytest.raises(ValueError, match="steps is 0; expected at least 1"):
         speed.SpeedConfig(steps=0)
     done = CliRunner().invoke(app, ["bench-model", "--prompt", "9", "--length", "8"])

@@ -14,6 +14,7 @@ def bench_model(
     only: Annotated[
         list[str] | None, typer.Option(help="bayesian, gated_deltanet or fla_gated_deltanet; may be repeated.")
     ] = None,
+    part: Annotated[list[str] | None, typer.Option(help="training or generation; may be repeated (both).")] = None,
     hidden: Annotated[int, typer.Option(min=1, help="Width of the model.")] = 1024,
     layers: Annotated[int, typer.Option(min=1, help="Blocks.")] = 21,
     heads: Annotated[int, typer.Option(min=1, help="Heads a layer.")] = 8,
@@ -28,7 +29,7 @@ def bench_model(
     seed: Annotated[int, typer.Option(min=0, help="Of weights and tokens.")] = 0,
 ) -> None:
     """Time training and generation of whole models, flash-linear-attention's beside ours where there is a GPU."""
-    from bayesmem.experiments.speed import SpeedConfig, run
+    from bayesmem.experiments.speed import PARTS, SpeedConfig, run
 
     if prompt > length:
         raise ValueError(f"--prompt {prompt} is longer than --length {length}, whose tokens it takes; make it shorter.")
@@ -46,4 +47,10 @@ def bench_model(
         sequences=sequences,
         seed=seed,
     )
-    run(config, out, tuple(only or ()), lambda text: console.print(text, highlight=False, soft_wrap=True))
+    run(
+        config,
+        out,
+        tuple(only or ()),
+        tuple(part or PARTS),
+        lambda text: console.print(text, highlight=False, soft_wrap=True),
+    )

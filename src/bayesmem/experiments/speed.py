@@ -16,6 +16,7 @@ from bayesmem.train.flops import peak_flops, training_flops
 
 EXPERIMENT = "speed"
 PEER = "fla_gated_deltanet"
+PARTS = ("training", "generation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,45 +104,56 @@ MODELS: dict[str, Callable[[SpeedConfig], nn.Module]] = {
 }
 
 
-def run(config: SpeedConfig, out: Path, only: tuple[str, ...] = (), tell: Callable[[str], None] = print) -> None:
+def run(
+    config: SpeedConfig,
+    out: Path,
+    only: tuple[str, ...] = (),
+    parts: tuple[str, ...] = PARTS,
+    tell: Callable[[str], None] = print,
+) -> None:
     """Measure every model on this machine; what the records in ``out`` hold already is skipped.
 
     Args:
         config: shape and effort.
-        out: folder of the records.
+        out: folder of the records, one a model and part.
         only: names of models, in place of all.
+        parts: of ``PARTS``.
         tell: where progress goes.
 
     Raises:
-        ValueError: an unknown model.
+        ValueError: an unknown model or part.
     """
-    if unknown := sorted(set(only) - set(MODELS)):
-        raise ValueError(f"no model {unknown[0]!r}; expected of {', '.join(MODELS)}.")
+    for what, given, known in (("model", only, MODELS), ("part", parts, PARTS)):
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"no {what} {unknown[0]!r}; expected of {', '.join(known)}.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    records, settings = records_in(out), asdict(config)
+    records = records_in(out)
+    settings = {part: asdict(config) | {"part": part} for part in PARTS}
     for name in only or MODELS:
-        if records.find(EXPERIMENT, name, settings):
+        due = [part for part in PARTS if part in parts and not records.find(EXPERIMENT, name, settings[part])]
+        if not due:
             tell(f"{name}: recorded already")
             continue
         if name == PEER and device.type == "cpu":
             tell(f"{name}: not run, its kernels need a GPU")
             continue
         try:
-            figures = measure(MODELS[name](config).to(device), config, device, tell)
+            model = MODELS[name](config).to(device)
+            for part in due:
+                figures = (training if part == "training" else generation)(model, config, device)
+                records.add(EXPERIMENT, name, settings[part], figures)
+                tell(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
         except (RuntimeError, ImportError, AssertionError) as reason:
             figures = {"failed": f"{type(reason).__name__}: {reason}"[:500]}
-        records.add(EXPERIMENT, name, settings, figures)
-        tell(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+            for part in due:
+                if not records.find(EXPERIMENT, name, settings[part]):
+                    records.add(EXPERIMENT, name, settings[part], figures)
+                    tell(f"{name}, {part}: failed, {figures['failed']}")
 
 
-def measure(
-    model: nn.Module, config: SpeedConfig, device: torch.device, tell: Callable[[str], None] = print
-) -> dict[str, Any]:
-    """Tokens a second of a training step (bf16 mixed precision on a GPU, AdamW) and of greedy generation."""
-    source = torch.Generator().manual_seed(config.seed)
-    shape = (config.batch_size, config.length)
-    ids = torch.randint(config.vocab_size, shape, generator=source).to(device)
-    on_gpu = device.type == "cuda"
+def training(model: nn.Module, config: SpeedConfig, device: torch.device) -> dict[str, Any]:
+    """Tokens a second of a training step (bf16 mixed precision on a GPU, AdamW)."""
+    ids, on_gpu = _tokens(config, device), device.type == "cuda"
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=on_gpu)
 
     def step() -> None:
@@ -164,26 +176,37 @@ def measure(
     peak = peak_flops(device, on_gpu)
     if peak is not None and hasattr(getattr(model, "config", None), "mixer_configs"):
         figures["model_flops_utilisation"] = round(speed * training_flops(model, config.length) / peak, 4)
-    tell(f"  trained: {figures['train_tokens_per_s']} tokens a second, {figures['peak_memory_mb']} MB at most")
-    prompt = ids[:1, : config.prompt].expand(config.sequences, -1).contiguous()
-    figures["generated_tokens_per_s"] = round(generation(model.eval(), prompt, config.generated, on_gpu), 1)
     return figures
 
 
-def generation(model: nn.Module, prompt: Tensor, count: int, on_gpu: bool) -> float:
+def generation(model: nn.Module, config: SpeedConfig, device: torch.device) -> dict[str, Any]:
     """Tokens a second of greedy generation, over all rows; what reading the prompt takes is subtracted."""
-    wide = torch.autocast(prompt.device.type, dtype=torch.bfloat16, enabled=on_gpu)
+    on_gpu = device.type == "cuda"
+    prompt = _tokens(config, device)[:1, : config.prompt].expand(config.sequences, -1).contiguous()
+    model.eval()
 
     def generate(tokens: int) -> Callable[[], None]:
         def call() -> None:
-            with torch.no_grad(), wide:
+            with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu):
                 # min_new_tokens: an end of sequence must not make one model's rows shorter
-                model.generate(prompt, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+                model.generate(  # type: ignore[operator]
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=tokens,
+                    min_new_tokens=tokens,
+                    do_sample=False,
+                    pad_token_id=0,
+                )
 
         return call
 
-    whole, one = (timed(generate(tokens), 3, on_gpu) for tokens in (count + 1, 1))
-    return len(prompt) * count / max(whole - one, 1e-9)
+    whole, one = (timed(generate(tokens), 3, on_gpu) for tokens in (config.generated + 1, 1))
+    return {"generated_tokens_per_s": round(len(prompt) * config.generated / max(whole - one, 1e-9), 1)}
+
+
+def _tokens(config: SpeedConfig, device: torch.device) -> Tensor:
+    source = torch.Generator().manual_seed(config.seed)
+    return torch.randint(config.vocab_size, (config.batch_size, config.length), generator=source).to(device)
 
 
 def timed(step: Callable[[], None], count: int, on_gpu: bool) -> float:

@@ -10,6 +10,7 @@ from bayesmem.report.records import Record, Records
 
 SPEED, BOOKS = "speed", "books"
 PEER = "fla_gated_deltanet"
+SPEEDS = ("train_tokens_per_s", "generated_tokens_per_s")
 FILES = ("speed.jsonl", "books.jsonl")
 
 
@@ -21,10 +22,10 @@ def section(records: Records, path: Path) -> str:
         path: where the page will lie, for its links.
     """
     speed, books = (Records(records.path.with_name(name)) for name in FILES)
-    shapes: dict[str, dict[str, Record]] = {}
+    shapes: dict[str, dict[str, list[Record]]] = {}
     for record in speed.all():
         if record.experiment == SPEED:
-            shapes.setdefault(_shape(record.settings), {})[record.name] = record
+            shapes.setdefault(_shape(record.settings), {}).setdefault(record.name, []).append(record)
     runs: dict[str, list[Record]] = {}
     for record in books.all():
         if record.experiment == BOOKS:
@@ -52,22 +53,35 @@ def _shape(settings: dict[str, Any]) -> str:
     )
 
 
-def _rows(found: dict[str, Record]) -> list[dict[str, str]]:
-    """What was measured of each model, and its ratio to the peer's where that was measured too."""
-    peer = found.get(PEER)
+def _rows(found: dict[str, list[Record]]) -> list[dict[str, str]]:
+    """The newest figure of each model, and its ratio to the peer's where one commit and device measured both."""
     rows = []
-    for name, record in found.items():
-        figures = record.figures
-        row = {"name": name, "device": record.context["device"], "commit": record.context["commit"]}
-        row["failed"] = figures.get("failed", "")
-        for key in ("train_tokens_per_s", "generated_tokens_per_s"):
-            value = figures.get(key)
-            row[key] = f"{value:,.0f}" if value else "not measured"
-            if value and peer and peer is not record and peer.figures.get(key):
-                row[key] += f" ({value / peer.figures[key]:.2f})"
-        row["memory"] = f"{figures['peak_memory_mb'] / 1024:.1f} GiB" if figures.get("peak_memory_mb") else ""
+    for name, records in found.items():
+        row = {"name": name, "memory": "", "failed": ""}
+        for key in SPEEDS:
+            own, peer = _newest(records, key), _newest(found.get(PEER, []), key)
+            if own is None:
+                row[key] = "not measured"
+                row["failed"] = row["failed"] or records[-1].figures.get("failed", "")
+                continue
+            row[key] = f"{own.figures[key]:,.0f}"
+            if peer is not None and name != PEER and _machine(own) == _machine(peer):
+                row[key] += f" ({own.figures[key] / peer.figures[key]:.2f})"
+        memory = _newest(records, "peak_memory_mb")
+        if memory is not None:
+            row["memory"] = f"{memory.figures['peak_memory_mb'] / 1024:.1f} GiB"
+        measured = [own for key in SPEEDS if (own := _newest(records, key))] or records[-1:]
+        row["where"] = "; ".join(dict.fromkeys(f"{r.context['device']}, {r.context['commit']}" for r in measured))
         rows.append(row)
     return rows
+
+
+def _newest(records: list[Record], key: str) -> Record | None:
+    return next((record for record in reversed(records) if record.figures.get(key)), None)
+
+
+def _machine(record: Record) -> tuple[str, str]:
+    return record.context["device"], record.context["commit"]
 
 
 def _arm(name: str, records: list[Record]) -> dict[str, str]:
