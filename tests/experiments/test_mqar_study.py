@@ -301,3 +301,11 @@ def test_a_job_from_outside_is_its_settings(tmp_path, monkeypatch, data, capsys)
     monkeypatch.setattr(sys, "stdin", __import__("io").StringIO(json.dumps(job.settings)))
     job_process.serve(Job.of, mqar_job.run)
     assert Job.of(records_in(tmp_path).all()[0].settings) == job
+
+
+def test_where_one_learning_rate_is_tried_no_seed_waits():
+    one = replace(SMOKE_SWEEP, models=("bayesian",), learning_rates=(1e-2,))
+    found = due(one, ["learning-rates", "seeds"], [])
+    assert not found.waiting and sorted(job.seed for job in found.jobs) == [0, 1]
+    two = due(replace(one, learning_rates=(1e-2, 3e-2)), ["learning-rates", "seeds"], [])
+    assert two.waiting and {job.seed for job in two.jobs} == {0}

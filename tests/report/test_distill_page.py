@@ -10,7 +10,16 @@ from bayesmem.report.records import Records
 from bayesmem.report.results import markdown
 
 ROOT = Path(__file__).parents[2]
-RUN = {"seed": 0, "tokens": 640, "batch_size": 4, "length": 16, "data": ["a"], "held_out": ["b"], "start": "t", "lr": 1}
+RUN = {
+    "learning_rate": 3e-4,
+    "seed": 0,
+    "tokens": 640,
+    "batch_size": 4,
+    "length": 16,
+    "data": ["a"],
+    "held_out": ["b"],
+    "start": "t",
+}
 MIX = {"align": [[0, 1], [0.3, 0]], "kl": [[0, 1]], "ce": [[0, 0.5], [1, 1]]}
 PERPLEXITY = {
     "teacher": (4.0, 4.0), "student": (4.1, 4.14), "control-tokens": (4.05, 4.06), 
@@ -26,7 +35,11 @@ def write(path, seeds=(0, 1), ruler=True, fingerprint="f", perplexity=PERPLEXITY
     for seed in seeds:
         for name, values in perplexity.items():
             tokens = 640 + 64 * (name == "control-tokens")
-            settings = {"run": RUN | {"seed": seed, "tokens": tokens}, "options": {"mix": MIX, "trains": "all"}}
+            settings = {
+                "run": RUN | {"seed": seed, "tokens": tokens},
+                "options": {"mix": MIX, "trains": "all"},
+                "retention": 0.5,
+            }
             settings |= {"devices": 1, "kind": "gated_deltanet", "mark": "m"}
             settings["options"]["align"] = "stream"
             weights = name if name == "teacher" else f"{name}{seed}"
@@ -83,7 +96,10 @@ def table(text, heading):
 def test_numbers_are_the_records(tmp_path):
     records = write(tmp_path / "distill.jsonl")
     text = page(records, tmp_path)
-    assert "1,234 parameters, 640 tokens, 2 seeds" in text and "kept reset" in text
+    assert (
+        "1,234 parameters, 640 tokens, retention from 0.5, learning rate 0.0003, 2 seeds" in text
+        and "kept reset" in text
+    )
     assert "1 at 0%, 0 at 30%; KL 1;" in flat(text)
     # cost: 2.5% and 3.5% over the teacher's; t = 12.706 of one degree of freedom, s = 0.7071, over the root of 2
     assert "| student | 10 | 1e+09 | 2.0 | 2.0600 ± 0.1271 | 4.120 | +3.00% ± 6.35 | 0.600 |" in text

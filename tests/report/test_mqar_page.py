@@ -221,3 +221,13 @@ def test_nothing_run_is_an_empty_part(tmp_path):
     records = Records(tmp_path / "none.jsonl")
     assert mqar.section(records, tmp_path / "page.md", tmp_path) == "" and mqar.pictures(records) == {}
     assert mqar.beside(records).path == tmp_path / "mqar.jsonl"
+
+
+def test_who_is_ahead_without_a_reset_is_said(made, tmp_path):
+    for model, score in (("bayesian", 0.9), ("deltanet", 0.8), ("kalman_diagonal", 0.95), ("mamba2", 0.85)):
+        made.add(model, score)
+    said = made.flat(tmp_path)
+    assert "**ahead** of the best Bayesian Layer beyond that range: `kalman_diagonal` (1 seed): (512, 64) 0.760" in said
+    assert "`mamba2` (1" not in said.split("**ahead**")[1].split("##")[0]
+    made.add("bayesian", 1.0, learning_rate=0.02)
+    assert "`kalman_diagonal`, `mamba2`, none is ahead of the best Bayesian Layer" in made.flat(tmp_path)

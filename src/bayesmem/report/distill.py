@@ -107,6 +107,8 @@ def _told(study: Study, scored: Mapping[str, Scored]) -> dict[str, Any]:
         "trains": options["trains"],
         "tokens": f"{one.figures['steps'] * run['batch_size'] * run['length']:,}",
         "length": f"{run['length']:,}",
+        "retention": f"{one.settings['retention']:g}",
+        "learning_rate": f"{run['learning_rate']:g}",
         "align": options["align"],
         "mix": {name: _knots(knots) for name, knots in options["mix"].items()},
         "moved": f"{one.figures['beginning']['kl']:.2g}",

@@ -7,34 +7,27 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bayesmem.report import mqar_printed
 from bayesmem.report.mqar_data import (
-    BAYESIAN,
     DATA,
     EXPERIMENT,
     MATCHED,
     MODELS,
     PLAIN,
     RATES,
-    RESET,
     SEEDS,
     WIDTHS,
     Arm,
     Group,
-    Slice,
     Study,
     beside,
     mean,
     study,
 )
 from bayesmem.report.mqar_plots import alts, picture_name, pictures
+from bayesmem.report.mqar_verdict import named, verdict
 from bayesmem.report.records import Records
 
 __all__ = ["EXPERIMENT", "beside", "pictures", "section"]
-
-# The bounds that were set before anything was run: at width 64, means of three seeds, 8,192 state numbers a layer.
-BOUNDS: dict[Slice, float] = {(512, 128): 0.90, (1024, 256): 0.40}
-BOUND_WIDTH, BOUND_STATE, RESET_STATE = 64, 8192, (8192, 9216)
 
 
 def section(records: Records, path: Path, images: Path) -> str:
@@ -53,7 +46,7 @@ def section(records: Records, path: Path, images: Path) -> str:
     )
     contexts = [record.context for record in found.records]
     shown = alts(found)
-    page = environment.get_template("mqar.md.j2").render(
+    return environment.get_template("mqar.md.j2").render(
         source=relpath(records.path, path.parent),
         images=relpath(images, path.parent),
         filled=lambda text: fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False),
@@ -66,7 +59,7 @@ def section(records: Records, path: Path, images: Path) -> str:
         left_out=found.left_out,
         verdict=verdict(found),
         bytes_alt=shown.get("mqar_bytes"),
-        heads=[_named(at) for at in found.slices],
+        heads=[named(at) for at in found.slices],
         groups=[
             _group(found, group) | {"picture": picture_name(group), "alt": shown.get(picture_name(group))}
             for group in found.groups
@@ -74,71 +67,6 @@ def section(records: Records, path: Path, images: Path) -> str:
         ablations=_ablations(found),
         not_run=not_run(found),
     )
-    return page + mqar_printed.section(records.path.parent)
-
-
-def verdict(found: Study) -> list[str]:
-    """Whether the bounds are reached, in sentences; that nothing can be said, where it cannot."""
-    group = next((g for g in found.groups if g.main and g.width == BOUND_WIDTH), None)
-    arms = {} if group is None else group.arms
-    bayesian = [arms[name] for name in BAYESIAN if name in arms and arms[name].rows]
-    if not bayesian:
-        elsewhere = any(g.arms[name].rows for g in found.groups for name in BAYESIAN if name in g.arms)
-        others = (
-            "Those at other sizes or on other rows, below, settle nothing about the bounds."
-            if elsewhere
-            else "What follows compares the others among themselves and says nothing for or against the claim that "
-            "restoring the full covariance helps."
-        )
-        return [
-            f"**No comparison with the Bayesian Layer can be drawn: none of its variants ({', '.join(BAYESIAN)}) has a "
-            f"record on Zoology's rows at width {BOUND_WIDTH}, matched by state.** {others}"
-        ]
-    said = [_bound(arm) for arm in bayesian if arm.rows[0].figures["state_per_layer"] == BOUND_STATE]
-    low, high = RESET_STATE
-    rivals = [
-        arms[name]
-        for name in RESET
-        if name in arms and arms[name].rows and low <= arms[name].rows[0].figures["state_per_layer"] <= high
-    ]
-    absent = [name for name in RESET if name not in {arm.model for arm in rivals}]
-    said += [_against(found, arm, rivals) for arm in bayesian]
-    if absent:
-        said.append(
-            f"Covariance-reset models of {low:,} to {high:,} state numbers without a record: {', '.join(absent)}."
-        )
-    return said
-
-
-def _bound(arm: Arm) -> str:
-    seeds = f"{len(arm.rows)} seed{'s' if len(arm.rows) > 1 else ''}"
-    cells = []
-    for at, least in BOUNDS.items():
-        numbers = arm.accuracy(at)
-        if numbers:
-            word = "reached" if mean(numbers) >= least else "**not reached**"
-            cells.append(f"{_named(at)} {mean(numbers):.3f}, at least {least:.2f} asked: {word}")
-        else:
-            cells.append(f"{_named(at)}: not tested")
-    few = "" if len(arm.rows) >= SEEDS else f"; {SEEDS} seeds were asked, so this settles nothing"
-    return f"`{arm.model}` ({seeds}): {'; '.join(cells)}{few}."
-
-
-def _against(found: Study, arm: Arm, rivals: list[Arm]) -> str:
-    if not rivals:
-        return f"`{arm.model}` has no covariance-reset model beside it to be compared with."
-    lost = [
-        f"{_named(at)} to `{rival.model}` ({mean(rival.accuracy(at)):.3f} against {mean(arm.accuracy(at)):.3f})"
-        for at in found.beyond
-        for rival in rivals
-        if mean(rival.accuracy(at)) >= mean(arm.accuracy(at))
-    ]
-    names = ", ".join(f"`{rival.model}`" for rival in rivals)
-    if lost:
-        return (
-            f"`{arm.model}` is **not** better than {names} at every slice beyond the trained range: {'; '.join(lost)}."
-        )
-    return f"`{arm.model}` is better than {names} at every slice beyond the trained range."
 
 
 def _group(found: Study, group: Group) -> dict[str, Any]:
@@ -164,7 +92,7 @@ def _group(found: Study, group: Group) -> dict[str, Any]:
         "lost": [arm.model for arm in group.arms.values() if not arm.rows],
         **_rates(group),
         "speed": [[f"`{arm.model}`", *_speed(arm)] for arm in arms],
-        "milestone": _named(tuple(found.settings["scale"]["milestone"])),
+        "milestone": named(tuple(found.settings["scale"]["milestone"])),
         "beside": sorted({row.figures["beside"] for arm in arms for row in arm.rows}),
         "retention": [line for arm in arms if (line := _retention(arm))],
     }
@@ -175,7 +103,7 @@ def _asked(arms: list[Arm]) -> str:
     figures = arms[0].rows[0].figures if arms else {}
     if "asked" not in figures:
         return ""
-    return ", ".join(f"{_named((length, pairs))} {asked}" for length, pairs, asked in figures["asked"])
+    return ", ".join(f"{named((length, pairs))} {asked}" for length, pairs, asked in figures["asked"])
 
 
 def _state(arm: Arm) -> str:
@@ -266,7 +194,7 @@ def _ablations(found: Study) -> list[list[str]]:
             [right for r in kept for *here, right in r.figures["accuracy"] if tuple(here) == at] for at in places
         ]
         lines.append([f"`{records[0].name}`: {words}", count, *(_cell(n, False) if n else "" for n in by_slice)])
-    return [["", "seeds", *map(_named, places)], *lines]
+    return [["", "seeds", *map(named, places)], *lines]
 
 
 def not_run(found: Study) -> list[str]:
@@ -293,7 +221,3 @@ def not_run(found: Study) -> list[str]:
         if data not in {group.data for group in found.groups}:
             lacking.append(f"other rows, {data} ({words})")
     return lacking
-
-
-def _named(at: Any) -> str:
-    return f"({at[0]}, {at[1]})"
