@@ -1,8 +1,10 @@
 """MQAR at a size for two CPU cores: width 32, 512 tokens, up to 16 pairs trained and 32 asked; not Zoology's.
 
-The same code as ``bayesmem run mqar``, its queue and its records: ``python benchmarks/mqar_small.py``.
+The same code as ``bayesmem run mqar``, its queue and its records: ``python benchmarks/mqar_small.py``, and with
+``ablations`` after it the Bayesian Layer with one choice changed at a time, at the better of two learning rates.
 """
 
+import sys
 from pathlib import Path
 
 from bayesmem.experiments.mqar_config import Scale
@@ -19,7 +21,7 @@ SCALE = Scale(
     milestone_rows=64,
 )
 SWEEP = Sweep(
-    models=("deltanet", "gated_deltanet", "kalman_diagonal", "bayesian_static", "bayesian_prior_mixing"),
+    models=("deltanet", "gated_deltanet", "kalman_diagonal", "bayesian_static", "bayesian_prior_mixing", "bayesian"),
     widths=(32,),
     learning_rates=(3.2e-3, 1e-2),
     seeds=(0, 1),
@@ -31,4 +33,5 @@ SWEEP = Sweep(
 )
 
 if __name__ == "__main__":
-    run_queue(SWEEP, ("learning-rates", "seeds"), Path("runs/mqar_small"), jobs=2)
+    stages = ("learning-rates", "seeds", *sys.argv[1:])
+    run_queue(SWEEP, stages, Path("runs/mqar_small"), jobs=2)
