@@ -4,15 +4,16 @@ Without a GPU a recording is one that runs the work again and fills the same ten
 """
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from tests.models.small import make, tokens
 
-from bayesmem.models.step_graph import PATIENCE, StepGraphs
+from bayesmem.models.step_graph import KEPT, PATIENCE, StepGraphs
 
 
-def record_again(work):
+def record_again(work, device):
     out = work()
 
     def replay():
@@ -103,18 +104,66 @@ def test_what_cannot_be_replayed_runs_as_it_is():
 def test_a_step_that_cannot_be_recorded_is_tried_once():
     tried = []
 
-    def refuse(work):
+    def refuse(work, device):
         tried.append(1)
         raise RuntimeError("operation not permitted when stream is capturing")
 
     model = make("bayesian")
     model.steps = StepGraphs(refuse, ("cpu",))
     ids = tokens(2, 9)
-    assert torch.equal(
-        model.generate(ids, max_new_tokens=9, do_sample=False),
-        make("bayesian").generate(ids, max_new_tokens=9, do_sample=False),
-    )
+    with pytest.warns(UserWarning, match="without a CUDA graph.*operation not permitted"):
+        generated = model.generate(ids, max_new_tokens=9, do_sample=False)
+    assert torch.equal(generated, make("bayesian").generate(ids, max_new_tokens=9, do_sample=False))
+    model.generate(ids[:1], max_new_tokens=9, do_sample=False)
     assert len(tried) == 1
+
+
+class Scaled(torch.nn.Module):
+    """As an adapter is: a switch of its own, in Python."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.on = inner, True
+
+    def forward(self, x):
+        return 3 * self.inner(x) if self.on else self.inner(x)
+
+
+@torch.no_grad()
+def test_modules_with_a_mind_of_their_own_are_not_recorded():
+    ids = tokens(2, 9)
+    model = on_cpu(make("bayesian"))
+    plain = model.generate(ids, max_new_tokens=8, do_sample=False)
+    model.layers[0].mlp = Scaled(model.layers[0].mlp)
+    changed = model.generate(ids, max_new_tokens=8, do_sample=False)
+    model.layers[0].mlp.on = False
+    assert torch.equal(model.generate(ids, max_new_tokens=8, do_sample=False), plain)
+    assert not torch.equal(changed, plain)
+    model = on_cpu(make("bayesian"))
+    inner = model.layers[0].mlp.forward
+    model.layers[0].mlp.forward = lambda x: inner(x)  # as accelerate puts its hooks in between
+    model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert model.steps.replayed == 0
+    model = on_cpu(make("bayesian"))
+    model.steps.enabled = False
+    model.generate(ids, max_new_tokens=8, do_sample=False)
+    assert model.steps.replayed == 0
+
+
+def test_threads_do_not_share_what_is_replayed():
+    model, plain = on_cpu(make("bayesian")), make("bayesian")
+    every = [tokens(2, 7, seed=seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda ids: model.generate(ids, max_new_tokens=12, do_sample=False), every))
+    for ids, found in zip(every, got, strict=True):
+        assert torch.equal(found, plain.generate(ids, max_new_tokens=12, do_sample=False))
+
+
+def test_few_recordings_are_kept():
+    model = on_cpu(make("bayesian"))
+    for rows in range(1, 8):
+        model.generate(tokens(rows, 5), max_new_tokens=6, do_sample=False)
+    assert len(model.steps._graphs) == KEPT
 
 
 def test_a_copied_model_has_recordings_of_its_own():
@@ -139,3 +188,19 @@ def test_on_a_gpu(autocast):
         assert torch.equal(one.sequences, two.sequences)
         torch.testing.assert_close(torch.stack(one.logits), torch.stack(two.logits), rtol=2e-2, atol=2e-2)
     assert model.steps.replayed >= 12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_that_waits_for_the_gpu_leaves_sampling_as_it_was():
+    model = make("bayesian", torch.float32).cuda()
+    step = model._step
+    model._step = lambda x, layers: _waiting(step(x, layers))
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        model.generate(tokens(2, 9).cuda(), max_new_tokens=9, do_sample=False)
+    torch.cuda.synchronize()
+    model.generate(tokens(2, 9).cuda(), max_new_tokens=9, do_sample=True)
+
+
+def _waiting(stepped):
+    assert stepped[0].isfinite().all().item()
+    return stepped

@@ -1,10 +1,13 @@
 """One token through all blocks as a CUDA graph: generation without Python between its kernels.
 
 A memory has the same size after every token, so that a step of generation is the same work at the same places every
-time. A few steps after a new batch has come, the work is recorded; from then on it is replayed.
+time. A few steps after a new batch has come, the work is recorded; from then on it is replayed. What a recording could
+not follow (hooks, adapters, weights elsewhere) is not recorded; ``model.steps.enabled = False`` turns all of it off.
 """
 
-from collections import Counter, OrderedDict
+import threading
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -14,53 +17,78 @@ from torch import Tensor, nn
 
 from bayesmem.layers import LayerCache
 
-Step = Callable[[Tensor, list[LayerCache]], tuple[Tensor, list[LayerCache]]]
-Recorded = tuple[Callable[[], None], tuple[Tensor, list[LayerCache]]]
-Record = Callable[[Callable[[], tuple[Tensor, list[LayerCache]]]], Recorded]
+Stepped = tuple[Tensor, list[LayerCache]]
+Step = Callable[[Tensor, list[LayerCache]], Stepped]
+Recorded = tuple[Callable[[], None], Stepped]
+Record = Callable[[Callable[[], Stepped], torch.device], Recorded]
 
-PATIENCE = 2  # steps of a kind that run as they are, before one is recorded
-KEPT = 2  # recordings, the latest used
+PATIENCE = 2  # steps of a kind, one after the other, that run as they are before one is recorded
+KEPT = 4  # recordings, the latest used
+OWN = ("bayesmem.", "torch.nn.")  # modules that keep nothing from step to step besides their weights
 
 
-def record_cuda(work: Callable[[], tuple[Tensor, list[LayerCache]]]) -> Recorded:
+def record_cuda(work: Callable[[], Stepped], device: torch.device) -> Recorded:
     """What replays ``work`` on a GPU, and what it then fills.
 
     Autocast's copies of weights are made anew at each replay: kept ones would be freed with the caller's autocast.
+
+    Raises:
+        RuntimeError: work that waits for the GPU, found before anything is captured where it can be, or too little
+            memory.
     """
-    cached = torch.is_autocast_cache_enabled()
+    cached, watched = torch.is_autocast_cache_enabled(), torch.cuda.get_sync_debug_mode()
     torch.set_autocast_cache_enabled(False)
-    try:
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            work()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
-            out = work()
-        return graph.replay, out
-    finally:
-        torch.set_autocast_cache_enabled(cached)
+    with torch.cuda.device(device):
+        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # "a prototype feature"
+                torch.cuda.set_sync_debug_mode("error")
+            aside.wait_stream(current)
+            with torch.cuda.stream(aside):
+                work()
+            torch.cuda.set_sync_debug_mode(watched)
+            current.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                out = work()
+        finally:
+            torch.cuda.set_sync_debug_mode(watched)
+            torch.cuda.set_stream(current)  # a capture that fails leaves its own behind
+            torch.set_autocast_cache_enabled(cached)
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay, out
 
 
 class StepGraphs:
     """A model's recorded steps, by batch, dtypes and the places of its weights.
 
     Caches stay immutable: what a replay reads is copied in and what it wrote is copied out. Weights are read where
-    they lie, so that training on changes what is replayed; weights that move are recorded anew.
+    they lie, so that training on changes what is replayed; weights that move are recorded anew. One thread at a time
+    replays; another's steps meanwhile run as they are.
 
     Args:
         record: makes the replay of some work.
         devices: kinds of device whose steps are recorded.
+
+    Attributes:
+        enabled: whether to record and replay; a step that could not be recorded turns it off, with a warning.
+        replayed: how many steps were.
     """
 
     def __init__(self, record: Record = record_cuda, devices: tuple[str, ...] = ("cuda",)):
         self.record = record
         self.devices = devices
+        self.enabled = True
         self.replayed = 0
         self._graphs: OrderedDict[Any, _Graph] = OrderedDict()
-        self._seen: Counter[Any] = Counter()
-        self._refused: set[Any] = set()
+        self._last: Any = None
+        self._count = 0
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a model, or a model read back, begins without recordings."""
@@ -68,7 +96,7 @@ class StepGraphs:
 
     def run(
         self, step: Step, parts: tuple[nn.Module, ...], x: Float[Tensor, "B 1 D"], layers: list[Any]
-    ) -> tuple[Tensor, list[LayerCache]] | None:
+    ) -> Stepped | None:
         """One token of every row by a recording, or ``None`` where the caller has to do it.
 
         Args:
@@ -77,28 +105,38 @@ class StepGraphs:
             x: inputs.
             layers: what every block remembers.
         """
-        if x.device.type not in self.devices or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not self.enabled or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return None
-        if not all(isinstance(layer, LayerCache) for layer in layers) or _hooked(parts):
+        if x.device.type not in self.devices or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
             return None
-        key = _kind(parts, x, layers)
-        graph = self._graphs.get(key)
-        if graph is None:
-            self._seen[key] += 1
-            if self._seen[key] <= PATIENCE or key in self._refused:
+        if not all(isinstance(layer, LayerCache) for layer in layers) or not self._lock.acquire(blocking=False):
+            return None
+        try:
+            key = _kind(parts, x, layers)
+            graph = None if key is None else self._graphs.get(key) or self._recorded(key, step, x, layers)
+            if graph is None:
                 return None
-            try:
-                graph = _Graph(step, x, layers, self.record)
-            except RuntimeError:  # a module that waits for the GPU cannot be recorded, and need not be
-                self._refused.add(key)
-                return None
-            self._graphs[key] = graph
-            if len(self._graphs) > KEPT:
-                self._graphs.popitem(last=False)
-            self._seen.clear()
-        self._graphs.move_to_end(key)
-        self.replayed += 1
-        return graph(x, layers)
+            self._graphs.move_to_end(key)
+            self.replayed += 1
+            return graph(x, layers)
+        finally:
+            self._lock.release()
+
+    def _recorded(self, key: Any, step: Step, x: Tensor, layers: list[LayerCache]) -> "_Graph | None":
+        """A recording, once as many steps of this kind came one after the other."""
+        self._last, self._count = key, self._count + 1 if key == self._last else 1
+        if self._count <= PATIENCE:
+            return None
+        while len(self._graphs) >= KEPT:
+            self._graphs.popitem(last=False)
+        try:
+            self._graphs[key] = _Graph(step, x, layers, self.record)
+        except RuntimeError as reason:
+            self.enabled = False
+            said = str(reason).strip().split("\n")[0]
+            warnings.warn(f"generation runs without a CUDA graph, more slowly: {said}", stacklevel=2)
+            return None
+        return self._graphs[key]
 
 
 class _Graph:
@@ -106,10 +144,10 @@ class _Graph:
         self.x = x.clone()
         self.before = [tensor.clone() for tensor in _tensors(layers)]
         given = _filled(layers, self.before)
-        self.replay, (self.out, self.layers) = record(lambda: step(self.x, given))
+        self.replay, (self.out, self.layers) = record(lambda: step(self.x, given), x.device)
         self.after = _tensors(self.layers)
 
-    def __call__(self, x: Tensor, layers: list[LayerCache]) -> tuple[Tensor, list[LayerCache]]:
+    def __call__(self, x: Tensor, layers: list[LayerCache]) -> Stepped:
         self.x.copy_(x)
         torch._foreach_copy_(self.before, _tensors(layers))
         self.replay()
@@ -127,18 +165,35 @@ def _filled(layers: list[LayerCache], tensors: list[Tensor]) -> list[LayerCache]
     return [layer.filled(rest) for layer in layers]
 
 
-def _hooked(parts: tuple[nn.Module, ...]) -> bool:
-    """Whether anything listens to a module, which a replay would not call."""
-    return any(module._forward_hooks or module._forward_pre_hooks for part in parts for module in part.modules())
-
-
-def _kind(parts: tuple[nn.Module, ...], x: Tensor, layers: list[LayerCache]) -> tuple[Any, ...]:
-    """All that a recording depends on besides the numbers it reads."""
+def _kind(parts: tuple[nn.Module, ...], x: Tensor, layers: list[LayerCache]) -> tuple[Any, ...] | None:
+    """All that a recording depends on besides the numbers it reads; ``None`` where it depends on more."""
+    every = torch.nn.modules.module
+    if every._global_forward_hooks or every._global_forward_pre_hooks:
+        return None
+    places, choices = [], []
+    for part in parts:
+        for module in part.modules():
+            if not _plain(module):
+                return None
+            choices.append(getattr(module, "backend", None))
+        for parameter in part.parameters():
+            if type(parameter) is not nn.Parameter or parameter.device != x.device:
+                return None
+            places.append(parameter.data_ptr())
     kind = x.device.type
     return (
         x.device,
+        torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None,
         torch.is_inference_mode_enabled(),
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        (torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()),
         tuple((tensor.shape, tensor.dtype) for tensor in (x, *_tensors(layers))),
-        tuple(parameter.data_ptr() for part in parts for parameter in part.parameters()),
+        tuple(places),
+        tuple(choices),
     )
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a module does what its class says, and nothing listens: no hooks, no adapter, nothing put in between."""
+    own = type(module).__module__.startswith(OWN)
+    return own and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
