@@ -137,18 +137,19 @@ def run(
         if name == PEER and device.type == "cpu":
             tell(f"{name}: not run, its kernels need a GPU")
             continue
-        try:
-            model = MODELS[name](config).to(device)
-            for part in due:
-                figures = (training if part == "training" else generation)(model, config, device)
-                records.add(EXPERIMENT, name, settings[part], figures)
-                tell(f"{name}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
-        except (RuntimeError, ImportError, AssertionError) as reason:
-            figures = {"failed": f"{type(reason).__name__}: {reason}"[:500]}
-            for part in due:
-                if not records.find(EXPERIMENT, name, settings[part]):
-                    records.add(EXPERIMENT, name, settings[part], figures)
-                    tell(f"{name}, {part}: failed, {figures['failed']}")
+        for part in due:
+            figures = _measured(name, part, config, device)
+            records.add(EXPERIMENT, name, settings[part], figures)
+            tell(f"{name}, {part}: " + ", ".join(f"{key} {value}" for key, value in figures.items()))
+
+
+def _measured(name: str, part: str, config: SpeedConfig, device: torch.device) -> dict[str, Any]:
+    """One part of a model that is made for it, or why it failed."""
+    try:
+        model = MODELS[name](config).to(device)
+        return (training if part == "training" else generation)(model, config, device)
+    except (RuntimeError, ImportError, AssertionError) as reason:
+        return {"failed": f"{type(reason).__name__}: {reason}"[:500]}
 
 
 def training(model: nn.Module, config: SpeedConfig, device: torch.device) -> dict[str, Any]:

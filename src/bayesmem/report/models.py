@@ -49,7 +49,8 @@ def section(records: Records, path: Path) -> str:
 def _shape(settings: dict[str, Any]) -> str:
     return (
         f"{settings['num_layers']} layers of width {settings['hidden_size']}, {settings['num_heads']} heads of "
-        f"{settings['head_dim']}, {settings['batch_size']} rows of {settings['length']:,} tokens"
+        f"{settings['head_dim']}; training of {settings['batch_size']} rows of {settings['length']:,} tokens, "
+        f"generation of {settings['sequences']} rows after {settings['prompt']:,}"
     )
 
 
@@ -62,7 +63,8 @@ def _rows(found: dict[str, list[Record]]) -> list[dict[str, str]]:
             own, peer = _newest(records, key), _newest(found.get(PEER, []), key)
             if own is None:
                 row[key] = "not measured"
-                row["failed"] = row["failed"] or records[-1].figures.get("failed", "")
+                failed = _newest(records, "failed")
+                row["failed"] = "" if failed is None else failed.figures["failed"]
                 continue
             row[key] = f"{own.figures[key]:,.0f}"
             if peer is not None and name != PEER and _machine(own) == _machine(peer):
