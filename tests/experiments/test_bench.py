@@ -65,6 +65,7 @@ def test_backward_and_decoding(name):
 def test_the_least_arithmetic_and_traffic():
     assert bench_floors.flops(job("bayesian")) == 2 * 64 * (6 * 16**2 + 4 * 16**2)
     assert bench_floors.flops(job("bayesian_reset")) == bench_floors.flops(job("gated_deltanet"))
+    assert bench_floors.flops(job("bayesian_reset_channel")) == bench_floors.flops(job("kda"))
     assert bench_floors.traffic(job("bayesian", "decode"), {"q": 1, "mean": 10, "cov": 100}, 1000) == 1221
     assert bench_floors.traffic(job("bayesian", "backward"), {"q": 1, "k": 10}, 1000) == 2033
 

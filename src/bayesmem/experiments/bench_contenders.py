@@ -69,6 +69,7 @@ def ours(device: str) -> dict[str, Contender]:
         "bayesian": Contender(_filter("full", fast), _decode("full")),
         "bayesian_var": Contender(_filter("full", fast, var=True), _decode("full", var=True)),
         "bayesian_reset": Contender(_filter("reset", fast), _decode("reset")),
+        "bayesian_reset_channel": Contender(_filter("reset", fast, decays="channel_log_decay")),
         "bayesian_diagonal": Contender(_filter("diagonal", fast), _decode("diagonal")),
     }
     if not cuda:
@@ -99,18 +100,25 @@ def filtered(structure: str, x: Inputs, backend: str = "chunk", **options: Any) 
     return bayesian_filter(x["q"], x["k"], x["v"], *gates, _assumptions(structure, x), backend=backend, **options)
 
 
-def _filter(structure: str, backend: str, var: bool = False) -> Op:
+def _filter(structure: str, backend: str, var: bool = False, decays: str = "log_decay") -> Op:
     outputs = ("predictive_var",) if var else ()
 
+    def decayed(x: Inputs) -> Inputs:
+        return x | {"log_decay": x[decays]}
+
     def bind(x: Inputs) -> Call:
+        given = decayed(x)
+
         def call() -> tuple[Tensor, ...]:
-            out = filtered(structure, x, backend, outputs=outputs)
+            out = filtered(structure, given, backend, outputs=outputs)
             return (out.o, out.predictive_var) if var else (out.o,)
 
         return call
 
-    label = f"bayesian_filter(covariance={structure!r}, backend={backend!r}{', predictive_var' if var else ''})"
-    return Op(label, _streams(structure), bind, lambda x: filtered(structure, x).o)
+    options = f"{', predictive_var' if var else ''}{', decays per channel' if decays != 'log_decay' else ''}"
+    label = f"bayesian_filter(covariance={structure!r}, backend={backend!r}{options})"
+    needs = tuple(decays if name == "log_decay" else name for name in _streams(structure))
+    return Op(label, needs, bind, lambda x: filtered(structure, decayed(x)).o)
 
 
 STATES = {"full": ("mean", "cov"), "diagonal": ("mean", "channel_cov"), "reset": ("mean",)}

@@ -16,6 +16,7 @@ STYLES = {
     "bayesian": ("#1f6fd6", "#6db1ff", "o"),
     "bayesian_var": ("#0c8f7d", "#4fd6c0", "^"),
     "bayesian_reset": ("#7446cf", "#b9a0ff", "P"),
+    "bayesian_reset_channel": ("#b0476a", "#f0a0bc", "d"),
     "bayesian_diagonal": ("#24415f", "#c3d4e8", "v"),
     "bayesian_chunk": ("#5d3a1a", "#d8b798", "2"),
     "bayesian_recurrent": ("#b3202c", "#ff8080", "<"),
