@@ -61,6 +61,10 @@ class BayesMemForCausalLM(CheckedLoading, BeliefGeneration, PreTrainedModel, Gen
 
     Args:
         config: sizes and the mixers' assumptions.
+
+    Attributes:
+        steps: on a GPU, recordings of one token through all blocks, which ``generate`` replays;
+            ``steps.enabled = False`` runs every token as it is.
     """
 
     config_class = BayesMemConfig

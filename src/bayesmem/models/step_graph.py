@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class StepGraphs:
             return None
         try:
             key = _kind(parts, x, layers)
-            graph = None if key is None else self._graphs.get(key) or self._recorded(key, step, x, layers)
+            graph = None if key is None else self._graphs.get(key) or self._recorded(key, step, parts, x, layers)
             if graph is None:
                 return None
             self._graphs.move_to_end(key)
@@ -122,10 +123,12 @@ class StepGraphs:
         finally:
             self._lock.release()
 
-    def _recorded(self, key: Any, step: Step, x: Tensor, layers: list[LayerCache]) -> "_Graph | None":
+    def _recorded(
+        self, key: Any, step: Step, parts: tuple[nn.Module, ...], x: Tensor, layers: list[LayerCache]
+    ) -> "_Graph | None":
         """A recording, once as many steps of this kind came one after the other."""
         self._last, self._count = key, self._count + 1 if key == self._last else 1
-        if self._count <= PATIENCE:
+        if self._count <= PATIENCE or not _beside(parts, x):
             return None
         while len(self._graphs) >= KEPT:
             self._graphs.popitem(last=False)
@@ -166,20 +169,25 @@ def _filled(layers: list[LayerCache], tensors: list[Tensor]) -> list[LayerCache]
 
 
 def _kind(parts: tuple[nn.Module, ...], x: Tensor, layers: list[LayerCache]) -> tuple[Any, ...] | None:
-    """All that a recording depends on besides the numbers it reads; ``None`` where it depends on more."""
+    """All that a recording depends on besides the numbers it reads; ``None`` where it depends on more.
+
+    It is asked at every step, so it walks over the modules as they lie.
+    """
     every = torch.nn.modules.module
     if every._global_forward_hooks or every._global_forward_pre_hooks:
         return None
-    places, choices = [], []
-    for part in parts:
-        for module in part.modules():
-            if not _plain(module):
-                return None
-            choices.append(getattr(module, "backend", None))
-        for parameter in part.parameters():
-            if type(parameter) is not nn.Parameter or parameter.device != x.device:
-                return None
-            places.append(parameter.data_ptr())
+    places: list[int] = []
+    choices: list[Any] = []
+    rest = list(parts)
+    while rest:
+        module = rest.pop()
+        held = module.__dict__
+        if held["_forward_hooks"] or held["_forward_pre_hooks"] or "forward" in held or not _own(type(module)):
+            return None
+        if "backend" in held:
+            choices.append(held["backend"])
+        places.extend([one.data_ptr() for one in held["_parameters"].values() if one is not None])
+        rest.extend(held["_modules"].values())
     kind = x.device.type
     return (
         x.device,
@@ -187,13 +195,18 @@ def _kind(parts: tuple[nn.Module, ...], x: Tensor, layers: list[LayerCache]) -> 
         torch.is_inference_mode_enabled(),
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         (torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()),
-        tuple((tensor.shape, tensor.dtype) for tensor in (x, *_tensors(layers))),
+        tuple([(tensor.shape, tensor.dtype) for tensor in (x, *_tensors(layers))]),
         tuple(places),
         tuple(choices),
     )
 
 
-def _plain(module: nn.Module) -> bool:
-    """Whether a module does what its class says, and nothing listens: no hooks, no adapter, nothing put in between."""
-    own = type(module).__module__.startswith(OWN)
-    return own and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+@cache
+def _own(kind: Any) -> bool:
+    """Whether modules of a class do what it says: no adapter, which has switches of its own."""
+    return kind.__module__.startswith(OWN)
+
+
+def _beside(parts: tuple[nn.Module, ...], x: Tensor) -> bool:
+    """Whether all weights are plain tensors on the device of x."""
+    return all(type(one) is nn.Parameter and one.device == x.device for part in parts for one in part.parameters())
