@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ Record = Callable[[Callable[[], Stepped], torch.device], Recorded]
 PATIENCE = 2  # steps of a kind, one after the other, that run as they are before one is recorded
 KEPT = 4  # recordings, the latest used
 OWN = ("bayesmem.", "torch.nn.")  # modules that keep nothing from step to step besides their weights
+_known: dict[type[nn.Module], bool] = {}
 
 
 def record_cuda(work: Callable[[], Stepped], device: torch.device) -> Recorded:
@@ -201,10 +201,11 @@ def _kind(parts: tuple[nn.Module, ...], x: Tensor, layers: list[LayerCache]) -> 
     )
 
 
-@cache
-def _own(kind: Any) -> bool:
+def _own(kind: type[nn.Module]) -> bool:
     """Whether modules of a class do what it says: no adapter, which has switches of its own."""
-    return kind.__module__.startswith(OWN)
+    if kind not in _known:
+        _known[kind] = kind.__module__.startswith(OWN)
+    return _known[kind]
 
 
 def _beside(parts: tuple[nn.Module, ...], x: Tensor) -> bool:
