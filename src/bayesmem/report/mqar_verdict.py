@@ -2,16 +2,7 @@
 
 from typing import Any
 
-from bayesmem.report.mqar_data import (
-    ATTENTION,
-    BAYESIAN,
-    RESET,
-    SEEDS,
-    Arm,
-    Slice,
-    Study,
-    mean,
-)
+from bayesmem.report.mqar_data import ATTENTION, BAYESIAN, RESET, SEEDS, Arm, Slice, Study, mean
 
 # The bounds that were set before anything was run: at width 64, means of three seeds, 8,192 state numbers a layer.
 BOUNDS: dict[Slice, float] = {(512, 128): 0.90, (1024, 256): 0.40}
