@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bayesmem.commands import options as shared
 from bayesmem.commands.train import _quiet, _say
 
 console = Console()
@@ -29,7 +30,7 @@ def distill(
         list[str] | None, typer.Option(help="Text files, folders, or .jsonl(.xz, .gz) files; may be repeated.")
     ] = None,
     held_out: Annotated[list[str] | None, typer.Option(help="The same to evaluate on; may be repeated.")] = None,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of all output.")] = Path("runs/distill"),
+    out: shared.Out = Path("runs/distill"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with what is in --out, options as they were.")
     ] = False,
@@ -65,29 +66,27 @@ def distill(
     ignore: Annotated[
         list[str] | None, typer.Option(help="A key of the teacher's config to leave unread; may be repeated.")
     ] = None,
-    text_field: Annotated[str | None, typer.Option("--field", help="Key of the text in JSON lines (text).")] = None,
+    text_field: shared.TextField = None,
     prepared: Annotated[str | None, typer.Option(help="Folder of tokens, which several runs may share.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Budget of the student (10 million).")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens a row (512).")] = None,
-    isolate: Annotated[
-        bool | None, typer.Option("--isolate/--join", help="Whether documents in a row are strangers to each other.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step, over all devices (16).")] = None,
+    length: shared.Length = None,
+    isolate: shared.Isolate = None,
+    batch_size: shared.BatchSize = None,
     micro_batch: Annotated[int | None, typer.Option(help="Rows a device holds at a time.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (1e-3).")] = None,
-    schedule: Annotated[str | None, typer.Option(help="cosine, wsd or constant.")] = None,
-    warmup: Annotated[float | None, typer.Option(help="Share of the steps that warm up (0.05).")] = None,
-    decay: Annotated[float | None, typer.Option(help="Share of the steps that wsd comes down over (0.2).")] = None,
-    min_lr: Annotated[float | None, typer.Option(help="Last learning rate, as a share of the peak (0.1).")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's, on matrices only (0.1).")] = None,
-    clip: Annotated[float | None, typer.Option(help="Largest gradient norm (1).")] = None,
-    bf16: Annotated[bool | None, typer.Option("--bf16/--fp32", help="Mixed precision.")] = None,
-    recompute: Annotated[bool | None, typer.Option("--recompute/--keep-all", help="Gradient checkpointing.")] = None,
+    learning_rate: shared.LearningRate = None,
+    schedule: shared.Schedule = None,
+    warmup: shared.Warmup = None,
+    decay: shared.Decay = None,
+    min_lr: shared.MinLr = None,
+    weight_decay: shared.WeightDecay = None,
+    clip: shared.Clip = None,
+    bf16: shared.Bf16 = None,
+    recompute: shared.Recompute = None,
     fsdp: Annotated[bool | None, typer.Option("--fsdp/--ddp", help="Under torchrun: shard, or copy, the arm.")] = None,
-    evaluate_every: Annotated[int | None, typer.Option(help="Steps between evaluations (500).")] = None,
-    evaluate_tokens: Annotated[int | None, typer.Option(help="Held-out tokens to evaluate on (all).")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints (500).")] = None,
-    log_every: Annotated[int | None, typer.Option(help="Steps between logged losses (10).")] = None,
+    evaluate_every: shared.EvaluateEvery = None,
+    evaluate_tokens: shared.EvaluateTokens = None,
+    save_every: shared.SaveEvery = None,
+    log_every: shared.LogEvery = None,
     seed: Annotated[int | None, typer.Option(help="Of order and new parameters (0).")] = None,
 ) -> None:
     """Distil a teacher into a model that carries its covariance, and train controls whose covariance is reset.

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from bayesmem.commands import options as shared
+
 console = Console()
 evaluations = typer.Typer(help="Evaluate a checkpoint: any causal LM that transformers loads.", no_args_is_help=True)
 
@@ -86,7 +88,7 @@ def text(
     tokens: Annotated[int, typer.Option(help="Evaluate on the first so many; 0 is all.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Contexts side by side.")] = 4,
     piece: Annotated[int, typer.Option(help="Tokens at a time, the memory carried on between them.")] = 1024,
-    field: Annotated[str, typer.Option(help="Key of the text in JSON lines.")] = "text",
+    field: shared.KnownTextField = "text",
     bf16: Bf16 = False,
     out: Out = Path("runs/eval"),
     label: Label = None,
@@ -120,7 +122,7 @@ def retrieval_text(
     haystack: Annotated[
         list[str] | None, typer.Option(help="Text that needles are hidden in; noise alone without. May be repeated.")
     ] = None,
-    field: Annotated[str, typer.Option(help="Key of the text in JSON lines.")] = "text",
+    field: shared.KnownTextField = "text",
     shortest: Annotated[int, typer.Option(help="Tokens of the shortest documents.")] = 128,
     longest: Annotated[int, typer.Option(help="Tokens of the longest.")] = 1024,
     needles: Annotated[int, typer.Option(help="Needles a document, at most; all are asked for.")] = 4,

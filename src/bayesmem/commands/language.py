@@ -6,6 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from bayesmem.commands import options as shared
+
 console = Console()
 
 
@@ -16,10 +18,8 @@ def run_language(
     held_out: Annotated[
         list[str] | None, typer.Option(help="The same, to choose learning rates and to test on; may be repeated.")
     ] = None,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of all output; a run goes on from it.")] = Path(
-        "runs/language"
-    ),
-    text_field: Annotated[str, typer.Option("--field", help="Key of the text in JSON lines.")] = "text",
+    out: shared.StudyOut = Path("runs/language"),
+    text_field: shared.KnownTextField = "text",
     tokenizer: Annotated[str | None, typer.Option(help="bytes, bpe (trained here), or a folder of one (bpe).")] = None,
     vocab: Annotated[int, typer.Option(help="Tokens of a bpe trained here.")] = 16384,
     prepared: Annotated[
@@ -43,13 +43,13 @@ def run_language(
     learning_rate: Annotated[
         list[float] | None, typer.Option("--lr", help="Try this one; may be repeated (1e-3, 2e-3, 4e-3).")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds at the best learning rate (3).")] = None,
+    seeds: shared.Seeds = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens to train each on (10 million).")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens a row (2048).")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step (16).")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Rows at a time; the rest accumulates.")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine (default), wsd or constant.")] = None,
-    bf16: Annotated[bool | None, typer.Option("--bf16/--fp32", help="Mixed precision.")] = None,
+    bf16: shared.Bf16 = None,
     choice_tokens: Annotated[
         int | None, typer.Option(help="First held-out tokens, to choose learning rates by (131072).")
     ] = None,
@@ -57,11 +57,9 @@ def run_language(
         int | None, typer.Option(help="Held-out tokens after those, to test on (524288; 0: all).")
     ] = None,
     reach: Annotated[int | None, typer.Option(help="Longest tested context, in training lengths (4).")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints (500).")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side; they share the visible GPUs.")] = 1,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds after which trainings under way save and stop.")
-    ] = None,
+    save_every: shared.SaveEvery = None,
+    jobs: shared.Jobs = 1,
+    time_limit: shared.TimeLimit = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A tiny study that takes seconds, on the book in the package.")
     ] = False,

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from bayesmem.commands import options as shared
+
 console = Console()
 
 
 def run_mqar(
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of all output; a run goes on from it.")] = Path(
-        "runs/mqar"
-    ),
+    out: shared.StudyOut = Path("runs/mqar"),
     stage: Annotated[
         list[str] | None,
         typer.Option(
@@ -20,17 +20,15 @@ def run_mqar(
             "(learning-rates and seeds)."
         ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side; they share the visible GPUs.")] = 1,
-    time_limit: Annotated[
-        float | None, typer.Option(help="Seconds after which trainings under way save and stop.")
-    ] = None,
+    jobs: shared.Jobs = 1,
+    time_limit: shared.TimeLimit = None,
     model: Annotated[list[str] | None, typer.Option(help="Only this model; may be repeated.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps a training (6000).")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step (256).")] = None,
     learning_rate: Annotated[
         list[float] | None, typer.Option("--lr", help="Try this learning rate in place of the four; may be repeated.")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds at the best learning rate (3).")] = None,
+    seeds: shared.Seeds = None,
     test_rows: Annotated[int | None, typer.Option(min=1, help="Rows a test slice (1000).")] = None,
     precision: Annotated[str | None, typer.Option(help="bf16 (default on a GPU) or float32 (on a CPU).")] = None,
     decay_init: Annotated[float | None, typer.Option(help="Share of the mean kept a token at first (.999).")] = None,

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from bayesmem.commands import options as shared
+
 console = Console()
 
 
@@ -15,14 +17,14 @@ def train(
     data: Annotated[
         list[str] | None, typer.Argument(help="Text files, folders, or .jsonl(.xz, .gz) files to train on.")
     ] = None,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Folder of all output.")] = Path("runs/train"),
+    out: shared.Out = Path("runs/train"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, options as they were.")
     ] = False,
     held_out: Annotated[
         list[str] | None, typer.Option(help="Files or folders to evaluate on; may be repeated.")
     ] = None,
-    text_field: Annotated[str | None, typer.Option("--field", help="Key of the text in JSON lines (text).")] = None,
+    text_field: shared.TextField = None,
     tokenizer: Annotated[str | None, typer.Option(help="bytes, bpe (trained here), or a folder of one.")] = None,
     vocab: Annotated[int | None, typer.Option(help="Tokens of a bpe trained here (8192).")] = None,
     prepared: Annotated[
@@ -44,31 +46,29 @@ def train(
     ] = None,
     tie: Annotated[bool | None, typer.Option("--tie/--no-tie", help="One matrix for embedding and output.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Budget: tokens to train on (10 million).")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens a row (512).")] = None,
-    isolate: Annotated[
-        bool | None, typer.Option("--isolate/--join", help="Whether documents in a row are strangers to each other.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step, over all devices (16).")] = None,
+    length: shared.Length = None,
+    isolate: shared.Isolate = None,
+    batch_size: shared.BatchSize = None,
     micro_batch: Annotated[
         int | None, typer.Option(help="Rows a device holds at a time; the rest accumulates.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate (1e-3).")] = None,
-    schedule: Annotated[str | None, typer.Option(help="cosine, wsd or constant.")] = None,
-    warmup: Annotated[float | None, typer.Option(help="Share of the steps that warm up (0.05).")] = None,
-    decay: Annotated[float | None, typer.Option(help="Share of the steps that wsd comes down over (0.2).")] = None,
-    min_lr: Annotated[float | None, typer.Option(help="Last learning rate, as a share of the peak (0.1).")] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="AdamW's, on matrices only (0.1).")] = None,
-    clip: Annotated[float | None, typer.Option(help="Largest gradient norm (1).")] = None,
-    bf16: Annotated[bool | None, typer.Option("--bf16/--fp32", help="Mixed precision.")] = None,
-    recompute: Annotated[bool | None, typer.Option("--recompute/--keep-all", help="Gradient checkpointing.")] = None,
+    learning_rate: shared.LearningRate = None,
+    schedule: shared.Schedule = None,
+    warmup: shared.Warmup = None,
+    decay: shared.Decay = None,
+    min_lr: shared.MinLr = None,
+    weight_decay: shared.WeightDecay = None,
+    clip: shared.Clip = None,
+    bf16: shared.Bf16 = None,
+    recompute: shared.Recompute = None,
     fsdp: Annotated[
         bool | None, typer.Option("--fsdp/--ddp", help="Under torchrun: shard, or copy, the model.")
     ] = None,
-    evaluate_every: Annotated[int | None, typer.Option(help="Steps between evaluations (500).")] = None,
-    evaluate_tokens: Annotated[int | None, typer.Option(help="Held-out tokens to evaluate on (all).")] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints (500).")] = None,
+    evaluate_every: shared.EvaluateEvery = None,
+    evaluate_tokens: shared.EvaluateTokens = None,
+    save_every: shared.SaveEvery = None,
     keep: Annotated[int | None, typer.Option(help="Checkpoints kept (1).")] = None,
-    log_every: Annotated[int | None, typer.Option(help="Steps between logged losses (10).")] = None,
+    log_every: shared.LogEvery = None,
     seed: Annotated[int | None, typer.Option(help="Of initialisation, order and everything else (0).")] = None,
 ) -> None:
     """Train a language model on text. On N GPUs: torchrun --nproc-per-node N -m bayesmem.cli train ...

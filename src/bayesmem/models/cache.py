@@ -3,6 +3,8 @@
 Softmax attention layers, where a hybrid has some, keep all keys and values in theirs; those grow.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,28 @@ class BeliefCache:
         """Repeat every sequence so many times, to go on from each in several ways."""
         if self.batch_size is not None:
             self.reorder_cache(torch.arange(self.batch_size).repeat_interleave(repeats))
+
+
+def check_memory(memory: Any, num_layers: int, batch: int) -> BeliefCache | None:
+    """A memory to go on from, or ``None`` where none was passed.
+
+    Raises:
+        ValueError: another library's cache, or one of another model or number of sequences.
+    """
+    if memory is None:
+        return None
+    if not isinstance(memory, BeliefCache):
+        raise ValueError(
+            f"past_key_values is a {type(memory).__name__}; expected the BeliefCache that this model returned."
+        )
+    if len(memory.layers) != num_layers:
+        raise ValueError(f"past_key_values remembers {len(memory.layers)} layers; this model has {num_layers}.")
+    if memory.batch_size not in (None, batch):
+        raise ValueError(
+            f"past_key_values remembers {memory.batch_size} sequences and {batch} came; go on with as many, or "
+            "repeat each with past_key_values.batch_repeat_interleave(times)."
+        )
+    return memory
 
 
 def _tensors(layer: LayerCache | AttentionCache) -> list[Tensor]:

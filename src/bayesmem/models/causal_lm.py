@@ -1,6 +1,5 @@
 """``BayesMemForCausalLM``: embedding, blocks, norm, head. The project's one language model."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,52 +7,28 @@ import torch.distributed as dist
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bayesmem.layers import LayerCache
 from bayesmem.layers.gates import Gates
 from bayesmem.layers.projections import ShortConvolution
 from bayesmem.models.attention import SoftmaxAttention
 from bayesmem.models.block import KNOWN, Block
-from bayesmem.models.cache import BeliefCache
+from bayesmem.models.cache import BeliefCache, check_memory
 from bayesmem.models.config import BayesMemConfig
 from bayesmem.models.generation import BeliefGeneration
 from bayesmem.models.loading import CheckedLoading
 from bayesmem.models.loss import logits_loss, next_token_loss, shifted
 from bayesmem.models.norm import RMSNorm
-from bayesmem.models.packing import Packing, find_packing
+from bayesmem.models.output import BayesMemOutput
+from bayesmem.models.packing import Packing
 from bayesmem.models.step_graph import StepGraphs
+from bayesmem.models.walk import Inputs, Walked, lay_out, walk
 
 # What transformers' own callers and collators hand to every model.
 PASSED_ALONG = frozenset(
     {"return_dict", "shift_labels", "output_attentions", "cache_position", "token_type_ids", "seq_idx"}
     | {f"{name}_{side}" for name in ("cu_seq_lens", "max_length") for side in "qk"}
 )
-
-
-@dataclass
-class BayesMemOutput(CausalLMOutputWithPast):
-    """A causal LM output with what the memories know.
-
-    Attributes:
-        loss: mean cross-entropy of the targets in nats, float32.
-        logits: ``[B, T, N]``; ``None`` where training computed the loss without them.
-        past_key_values: the memory after these tokens.
-        hidden_states: the stream before every block and after the last norm, where asked for.
-        predictive_var: per layer ``[B, T, H]``, variance of each head's read-out; ``None`` for a layer that
-            carries no covariance, such as softmax attention.
-        log_evidence: per layer ``[B, T, H]``, log density of each token's values, in nats; likewise.
-        innovation_var: per layer ``[B, T, H]``, variance with which each value channel was predicted; ``None`` for
-            a mixture too.
-        innovation_energy: per layer ``[B, T, H]``, mean over the channels of the squared innovation over that
-            variance: 1 on average where the memory knows its errors, more where it is too sure; likewise.
-    """
-
-    past_key_values: BeliefCache | None = None
-    predictive_var: tuple[Tensor | None, ...] | None = None
-    log_evidence: tuple[Tensor | None, ...] | None = None
-    innovation_var: tuple[Tensor | None, ...] | None = None
-    innovation_energy: tuple[Tensor | None, ...] | None = None
 
 
 class BayesMemForCausalLM(CheckedLoading, BeliefGeneration, PreTrainedModel, GenerationMixin):
@@ -136,69 +111,77 @@ class BayesMemForCausalLM(CheckedLoading, BeliefGeneration, PreTrainedModel, Gen
             self._check_split(labels, position_ids, past_key_values, use_cache)
             use_cache = False
         x = self._embed(input_ids, inputs_embeds)
-        batch, length = x.shape[:2]
-        memory = self._memory(past_key_values, batch)
-        mask = _current(attention_mask, batch, length, 0 if memory is None else memory.seen_tokens)
-        positions = None if memory is not None and memory.seen_tokens else position_ids
-        packing = None if context_group is not None else find_packing(batch, length, cu_seqlens, positions, mask)
-        use_cache = self._keeps_memory(use_cache, packing, memory)
+        memory = check_memory(past_key_values, len(self.layers), batch=x.shape[0])
+        seen = 0 if memory is None else memory.seen_tokens
+        inputs = lay_out(x, attention_mask, position_ids, cu_seqlens, seen, split=context_group is not None)
+        use_cache = self._keeps_memory(use_cache, inputs.packing, memory)
         if memory is None and use_cache:
             memory = BeliefCache(len(self.layers))
         if output_uncertainty and not any(block.knows for block in self.layers):
             raise ValueError("output_uncertainty: no layer of this model carries a covariance; choose another design.")
-        real = mask
-        if packing is not None:
-            x, mask, cu_seqlens = packing.row(x), None, packing.cu_seqlens
-            position_ids = None if position_ids is None else packing.row(position_ids.expand(batch, length))
-        streams: list[Tensor] = []
-        known: list[list[Any]] = []
-        plain = length == 1 and mask is None and packing is None and not (output_uncertainty or output_hidden_states)
-        replayed = None
-        if memory is not None and memory.seen_tokens and use_cache and plain and not self.training:
-            replayed = self.steps.run(self._step, (self.layers, self.norm), x, memory.layers)
-        if memory is not None and replayed is not None:
-            x, memory.layers[:] = replayed
-        for index, block in enumerate(() if replayed is not None else self.layers):
-            streams.append(x)
-            x, after, *knows = block(
-                x,
-                mask,
-                None if memory is None else memory.layers[index],
-                cu_seqlens,
-                position_ids,
-                use_cache=use_cache,
-                output_uncertainty=output_uncertainty,
-                context_group=context_group,
-            )
-            known.append(knows)
-            if memory is not None and use_cache:
-                memory.layers[index] = after
+        walked = self._through_blocks(
+            inputs, memory, use_cache, output_uncertainty, bool(output_hidden_states), context_group
+        )
         if memory is not None and use_cache:
-            memory.seen_tokens += length
-        streams.append(x if replayed is not None else self.norm(x))
-        if packing is not None:
-            streams = [packing.batch(stream) for stream in streams]
-            known = [[None if one is None else packing.batch(one) for one in layer] for layer in known]
+            memory.seen_tokens += x.shape[1]
         # Not an argument by name: the Trainer would then wait for both kinds of labels before it evaluates.
         targets = kwargs.get("shift_labels")
         if targets is None and labels is not None:
-            targets = shifted(labels, real, None if packing is None else packing.starts)
-        loss, logits = self._predict(streams[-1], targets, logits_to_keep, num_items_in_batch)
+            targets = shifted(labels, inputs.real, None if inputs.packing is None else inputs.packing.starts)
+        loss, logits = self._predict(walked.x, targets, logits_to_keep, num_items_in_batch)
         out = BayesMemOutput(
             loss=loss,
             logits=logits,
             past_key_values=memory if use_cache else None,
-            hidden_states=tuple(streams) if output_hidden_states else None,
-            **(dict(zip(KNOWN, zip(*known, strict=True), strict=True)) if output_uncertainty else {}),
+            hidden_states=(*walked.streams, walked.x) if output_hidden_states else None,
+            **(dict(zip(KNOWN, zip(*walked.known, strict=True), strict=True)) if output_uncertainty else {}),
         )
         return out if kwargs.get("return_dict") is not False else out.to_tuple()
 
+    def _through_blocks(
+        self,
+        inputs: Inputs,
+        memory: BeliefCache | None,
+        use_cache: bool,
+        output_uncertainty: bool,
+        output_hidden_states: bool,
+        context_group: dist.ProcessGroup | None,
+    ) -> Walked:
+        """All blocks and the last norm, by a recording where one serves; in the shape of the batch."""
+        plain = use_cache and not (output_uncertainty or output_hidden_states)
+        if plain and (replayed := self._replay(inputs, memory)) is not None:
+            return Walked(replayed, [], [])
+        x, streams, known = walk(
+            self.layers,
+            inputs,
+            None if memory is None else memory.layers,
+            use_cache=use_cache,
+            output_uncertainty=output_uncertainty,
+            output_hidden_states=output_hidden_states,
+            context_group=context_group,
+        )
+        x = self.norm(x)
+        if (packing := inputs.packing) is not None:
+            x, streams = packing.batch(x), [packing.batch(stream) for stream in streams]
+            known = [[None if one is None else packing.batch(one) for one in layer] for layer in known]
+        return Walked(x, streams, known)
+
+    def _replay(self, inputs: Inputs, memory: BeliefCache | None) -> Tensor | None:
+        """One token more of every row by a recording, which updates the memory; ``None`` where none serves."""
+        if self.training or memory is None or not memory.seen_tokens:
+            return None
+        if inputs.x.shape[1] != 1 or inputs.mask is not None or inputs.packing is not None:
+            return None
+        stepped = self.steps.run(self._step, (self.layers, self.norm), inputs.x, memory.layers)
+        if stepped is None:
+            return None
+        x, memory.layers[:] = stepped
+        return x
+
     def _step(self, x: Tensor, layers: list[LayerCache]) -> tuple[Tensor, list[LayerCache]]:
         """One token of every row, without padding: the stream after the last norm, and what is remembered."""
-        afters: list[LayerCache] = []
-        for block, cache in zip(self.layers, layers, strict=True):
-            x, after, *_ = block(x, None, cache, use_cache=True)
-            afters.append(after)
+        afters = list(layers)  # a recording reads the given ones again
+        x = walk(self.layers, Inputs(x), afters, use_cache=True).x
         return self.norm(x), afters
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -231,24 +214,6 @@ class BayesMemForCausalLM(CheckedLoading, BeliefGeneration, PreTrainedModel, Gen
             )
         if any(isinstance(block.mixer, SoftmaxAttention) for block in self.layers):
             raise ValueError("context_group with softmax attention: only the memories can be split across ranks.")
-
-    def _memory(self, memory: Any, batch: int) -> BeliefCache | None:
-        if memory is None:
-            return None
-        if not isinstance(memory, BeliefCache):
-            raise ValueError(
-                f"past_key_values is a {type(memory).__name__}; expected the BeliefCache that this model returned."
-            )
-        if len(memory.layers) != len(self.layers):
-            raise ValueError(
-                f"past_key_values remembers {len(memory.layers)} layers; this model has {len(self.layers)}."
-            )
-        if memory.batch_size not in (None, batch):
-            raise ValueError(
-                f"past_key_values remembers {memory.batch_size} sequences and {batch} came; go on with as many, or "
-                "repeat each with past_key_values.batch_repeat_interleave(times)."
-            )
-        return memory
 
     def _keeps_memory(self, asked: bool | None, packing: Packing | None, memory: BeliefCache | None) -> bool:
         if packing is not None and (asked or memory is not None):
@@ -298,14 +263,3 @@ class BayesMemForCausalLM(CheckedLoading, BeliefGeneration, PreTrainedModel, Gen
         else:  # norms
             for parameter in own:
                 nn.init.ones_(parameter)
-
-
-def _current(mask: Tensor | None, batch: int, length: int, seen: int) -> Tensor | None:
-    """The mask of these tokens; ``None`` where it hides none of them."""
-    if mask is None:
-        return None
-    if mask.shape not in ((batch, length), (batch, seen + length)):
-        covers = f"[{batch}, {length}]" + (f" or, the past included, [{batch}, {seen + length}]" if seen else "")
-        raise ValueError(f"attention_mask has shape {tuple(mask.shape)}; expected {covers}.")
-    mask = mask[:, -length:]
-    return mask if torch.compiler.is_compiling() or not bool(mask.all()) else None
