@@ -55,27 +55,39 @@ def _shape(settings: dict[str, Any]) -> str:
 
 
 def _rows(found: dict[str, list[Record]]) -> list[dict[str, str]]:
-    """The newest figure of each model, and its ratio to the peer's where one commit and device measured both."""
+    """A figure of each model: the newest that has the peer's beside it, of one commit and device, and the ratio.
+
+    Where no commit measured both, the newest.
+    """
     rows = []
     for name, records in found.items():
         row = {"name": name, "memory": "", "failed": ""}
         for key in SPEEDS:
-            own, peer = _newest(records, key), _newest(found.get(PEER, []), key)
+            own, peer = _pair(records, found.get(PEER, []), key)
             if own is None:
                 row[key] = "not measured"
                 failed = _newest(records, "failed")
                 row["failed"] = "" if failed is None else failed.figures["failed"]
                 continue
             row[key] = f"{own.figures[key]:,.0f}"
-            if peer is not None and name != PEER and _machine(own) == _machine(peer):
+            if peer is not None and name != PEER:
                 row[key] += f" ({own.figures[key] / peer.figures[key]:.2f})"
         memory = _newest(records, "peak_memory_mb")
         if memory is not None:
             row["memory"] = f"{memory.figures['peak_memory_mb'] / 1024:.1f} GiB"
-        measured = [own for key in SPEEDS if (own := _newest(records, key))] or records[-1:]
+        measured = [own for key in SPEEDS if (own := _pair(records, found.get(PEER, []), key)[0])] or records[-1:]
         row["where"] = "; ".join(dict.fromkeys(f"{r.context['device']}, {r.context['commit']}" for r in measured))
         rows.append(row)
     return rows
+
+
+def _pair(records: list[Record], peers: list[Record], key: str) -> tuple[Record | None, Record | None]:
+    """The newest record of a figure whose machine measured the peer's too, and the peer's; or the newest alone."""
+    for own in reversed(records):
+        beside = [peer for peer in peers if _machine(peer) == _machine(own)]
+        if own.figures.get(key) and (peer := _newest(beside, key)) is not None:
+            return own, peer
+    return _newest(records, key), None
 
 
 def _newest(records: list[Record], key: str) -> Record | None:
