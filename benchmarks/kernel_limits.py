@@ -159,6 +159,7 @@ def unlike_structures(add: Any) -> None:
         "full": Assumptions(process_noise=kept),
         "full, additive": Assumptions(process_noise=Additive(0.01)),
         "diagonal": Assumptions("diagonal", kept),
+        "isotropic": Assumptions("isotropic", kept),
         "reset": Assumptions("reset", kept),
     }
     leaves = [x[name].requires_grad_() for name in ("q", "k", "v", "log_decay", "obs_noise")]

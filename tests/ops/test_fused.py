@@ -26,6 +26,8 @@ DESIGNS = [
     Design("diagonal", "prior_mixing"),
     Design("diagonal", "additive"),
     Design("steady_state", "prior_mixing", given_steady_var=True),
+    Design("isotropic", "prior_mixing"),
+    Design("isotropic", "additive"),
 ]
 # Relative root mean squared errors, of outputs, of gradients of streams and beliefs, and of gates. For 16 bits it is
 # flash-linear-attention's own table for its delta rule, which it uses for float32 as well.
@@ -89,7 +91,7 @@ def test_every_structure_and_noise(design: Design, packed: bool):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])], ids=str)
-@pytest.mark.parametrize("design", [DESIGNS[0], DESIGNS[2], DESIGNS[3]], ids=str)
+@pytest.mark.parametrize("design", [DESIGNS[0], DESIGNS[2], DESIGNS[3], DESIGNS[6]], ids=str)
 def test_sixteen_bits(design: Design, dtype: torch.dtype):
     case = prepared(design, dtype, batch=1, length=40, key_dim=20, value_dim=9, groups=2, heads=4)
     assert_filters(case, dtype)
@@ -207,8 +209,8 @@ def test_compiles_without_a_break_and_under_autocast():
     ("change", "said"),
     [
         ({"dtype": torch.float64}, "inputs are float64"),
-        ({"assumptions": Assumptions(covariance="isotropic")}, "no 'isotropic' covariance"),
         ({"assumptions": Assumptions(process_noise=LogLinearMixing())}, "no LogLinearMixing noise"),
+        ({"assumptions": Assumptions("isotropic", LogLinearMixing())}, "no LogLinearMixing noise"),
         (
             {"assumptions": Assumptions(process_noise=Discount(torch.zeros(1, 9, 1, device=DEVICE)))},
             "no Discount noise",

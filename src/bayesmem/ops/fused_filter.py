@@ -19,7 +19,7 @@ from bayesmem.types import Belief, FilterOutput
 
 MAX_KEY_DIM, MAX_VALUE_DIM, SMALL_KEY_DIM = 256, 512, 128
 CHUNKS = (16, 32, 64)
-STRUCTURES = ("full", "reset", "diagonal", "steady_state")
+STRUCTURES = ("full", "reset", "diagonal", "isotropic", "steady_state")
 
 
 def available(q: Tensor) -> str | None:
@@ -137,7 +137,12 @@ def filter_fused(
         if a.covariance != "reset":
             mean_prior = prior if prior.ndim == 1 else prior.mean(-1)
             noise = torch.maximum(noise, a.obs_noise_floor * mean_prior * keys.square().sum(-1))
-        if a.covariance == "diagonal":
+        if a.covariance == "isotropic":
+            if given is None:
+                given = mean_prior[:, None].expand(sequences, heads, 1).contiguous()
+            gates = (*_channel_noise(a, decay, mean_prior, gate), noise)
+            predicted, final_cov = _isotropic_variances(keys, *gates, given, place)
+        elif a.covariance == "diagonal":
             retention, added = _channel_noise(a, decay, prior, gate)
             if given is None:
                 given = (prior if prior.ndim == 2 else prior[:, None]).expand(sequences, heads, key_dim).contiguous()
@@ -162,6 +167,21 @@ def _wide(x: Tensor, heads: int) -> Tensor:
     return x.float().repeat_interleave(heads // x.shape[1], 1)
 
 
+def _isotropic_variances(
+    keys: Tensor, retention: Tensor, added: Tensor, noise: Tensor, given: Tensor, place: tuple[Tensor | None, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Predicted variances ``[N, H, 1]`` and final ones ``[S, H, 1]``.
+
+    Of retention and noise per channel the means count: of squares, and of variances.
+    """
+    from bayesmem.ops import fused
+
+    keep, added = (x if x.ndim == 2 else x.mean(-1) for x in ((2 * retention).exp(), added))
+    power = keys.square().sum(-1)
+    predicted, final = fused.isotropic_op(keep, added, power, noise, given[..., 0], keys.shape[-1], *place)
+    return predicted[..., None], final[..., None]
+
+
 def _reduced_var(
     covariance: str,
     queries: Tensor,
@@ -171,10 +191,13 @@ def _reduced_var(
     gain: Tensor,
     innovation_var: Tensor,
 ) -> Tensor:
-    """Predictive variance after the update, of a diagonal or of the one-token posterior from a constant."""
+    """Predictive variance after the update, of a carried diagonal or of the one-token posterior from a constant."""
     if covariance == "diagonal":
         posterior = predicted * noise[..., None] / (noise[..., None] + predicted * keys.square())
         return (posterior * queries.square()).sum(-1)
+    if covariance == "isotropic":  # of K channels one is explained but for noise / innovation_var
+        left = (keys.shape[-1] - 1 + noise / innovation_var) / keys.shape[-1]
+        return predicted[..., 0] * left * queries.square().sum(-1)
     explained = innovation_var * (gain * queries).sum(-1).square()
     return ((predicted * queries.square()).sum(-1) - explained).clamp(min=0)
 

@@ -13,7 +13,9 @@
 #define RANK (current / THREADS)
 #define BLOCK (current_block * CLUSTER + RANK)
 #define SHARED_MEMORY(type, name) type &name = *(type *)shared_bytes[RANK]
+#ifndef THREADS
 #define THREADS (2 * KDIM / CLUSTER + 64)
+#endif
 #define FIBERS (THREADS * CLUSTER)
 
 static int current, current_block;
@@ -94,6 +96,38 @@ DEVICE void mma(float *c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
     for (int k = 0; k < 8; ++k) {  // a: lane 4 (row % 8) + k % 4; b: lane 4 column + k % 4
       const float a = as_float(all[4 * (row % 8) + k % 4][(row >> 3) + 2 * (k >> 2)] & 0xffffe000u);
       c[i] += a * as_float(all[4 * column + k % 4][4 + (k >> 2)] & 0xffffe000u);
+    }
+  }
+}
+
+// A launch: every cluster of blocks in turn, its threads as fibers.
+static void (*kernel_of_a_thread)();
+
+static void thread_main() {
+  kernel_of_a_thread();
+  finished[current] = true;
+}
+
+static void run_clusters(void (*kernel)(), int clusters) {
+  kernel_of_a_thread = kernel;
+  std::vector<char> stacks(FIBERS * (1 << 16));
+  for (current_block = 0; current_block < clusters; ++current_block) {
+    std::memset(shared_bytes, 0xff, sizeof shared_bytes);  // NaN: what nothing wrote must not be read
+    for (int i = 0; i < FIBERS; ++i) {
+      getcontext(&fiber[i]);
+      fiber[i].uc_stack.ss_sp = stacks.data() + i * (1 << 16);
+      fiber[i].uc_stack.ss_size = 1 << 16;
+      fiber[i].uc_link = &scheduler;
+      makecontext(&fiber[i], thread_main, 0);
+      finished[i] = false;
+    }
+    for (bool running = true; running;) {
+      running = false;
+      for (current = 0; current < FIBERS; ++current)
+        if (!finished[current]) {
+          running = true;
+          swapcontext(&scheduler, &fiber[current]);
+        }
     }
   }
 }

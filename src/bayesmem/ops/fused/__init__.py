@@ -10,6 +10,7 @@ from bayesmem.ops.fused.constant_gain import constant_gain_op
 from bayesmem.ops.fused.covariance import covariance_op
 from bayesmem.ops.fused.decode import decode_op
 from bayesmem.ops.fused.diagonal import diagonal_op
+from bayesmem.ops.fused.isotropic import isotropic_op
 from bayesmem.ops.fused.mean import mean_op
 from bayesmem.ops.triton.decode import decode_step
 
@@ -20,5 +21,6 @@ __all__ = [
     "decode_op",
     "decode_step",
     "diagonal_op",
+    "isotropic_op",
     "mean_op",
 ]

@@ -1,6 +1,8 @@
 // What covariance_forward.cu needs of the machine: an NVIDIA GPU from Ampere (sm_80) on.
 
+#ifndef THREADS
 #define THREADS (2 * KDIM / CLUSTER + 64)
+#endif
 #define DEVICE __device__ __forceinline__
 #if CLUSTER > 1
 #define GLOBAL extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)

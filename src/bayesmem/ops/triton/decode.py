@@ -8,7 +8,8 @@ variance, g gain, e innovation. One program per (sequence, head); everything of 
     e    = v - a M^T k          M = a M + g e^T             o = a M^T q + (g . q) e
 
 ``M^T k`` and ``M^T q`` are read off the same load of M, so that nothing waits for the new M. The gain needs all of P
-before any of P may change, which is why P is not split over programs: they would have to wait for one another.
+before any of P may change, which is why P is not split over programs: they would have to wait for one another. Blocks
+of a cluster can wait for one another, and share a belief where multiprocessors would be idle (decode_cluster.cu).
 P is symmetric, so its rows serve as its columns and every sum runs down the rows.
 """
 
@@ -20,6 +21,8 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+
+from bayesmem.ops.triton import decode_cluster
 
 
 @triton.jit
@@ -217,26 +220,33 @@ def decode_step(
         covariance: ``full``, ``diagonal`` or ``reset``.
         want_var: whether to compute the predictive variance.
         want_evidence: whether to compute the innovation variance and energy.
-        tuning: any fields of ``Blocks`` (but ``rows`` for ``full`` alone), and options of the compiler.
+        tuning: any fields of ``Blocks`` (but ``rows`` for ``full`` alone), and options of the compiler; or ``cluster``
+            and perhaps ``threads`` of the CUDA kernel for few sequences, 0 for none.
 
     Returns:
         ``o`` in the dtype of ``v``, the predictive variance, the innovation variance and the energy
         ``sum_v innovation^2``; ``None`` where not asked for.
     """
     sequences, heads, key_dim, value_dim = mean.shape
-    rows, columns, num_warps = blocks_of(key_dim, value_dim, covariance)
-    options = {"num_warps": num_warps}
-    if tuning:
-        options |= tuning
-        rows, columns = options.pop("rows", rows), options.pop("columns", columns)
-    blocks = -(-value_dim // columns)
-    # Under reset nothing but M is written, so its columns may be shared out; the energy sums over all of them.
-    shared = blocks if covariance == "reset" and not want_evidence else 1
     o = torch.empty_like(v)
     var = torch.empty_like(obs_noise) if want_var else None
     innovation_var, energy = (
         (torch.empty_like(obs_noise), torch.empty_like(obs_noise)) if want_evidence else (None,) * 2
     )
+    if covariance == "full":
+        found = decode_cluster.cluster_kernel(q, k, v, floor, mean, cov, want_var, want_evidence, tuning)
+        if found is not None:
+            tensors = [q, k, v, log_decay, log_retention, process_noise, obs_noise, floor, mean, cov]
+            decode_cluster.launch(*found, [*tensors, o, var, innovation_var, energy], sequences * heads)
+            return o, var, innovation_var, energy
+    rows, columns, num_warps = blocks_of(key_dim, value_dim, covariance)
+    options = {"num_warps": num_warps}
+    if tuning:
+        options |= {name: value for name, value in tuning.items() if name not in decode_cluster.Split._fields}
+        rows, columns = options.pop("rows", rows), options.pop("columns", columns)
+    blocks = -(-value_dim // columns)
+    # Under reset nothing but M is written, so its columns may be shared out; the energy sums over all of them.
+    shared = blocks if covariance == "reset" and not want_evidence else 1
     _decode_kernel[(sequences * heads, shared)](
         q, k, v, log_decay, log_retention, process_noise, obs_noise, floor, mean, cov, prior_var,
         o, var, innovation_var, energy,
