@@ -215,3 +215,14 @@ def test_other_documents_are_refused(tmp_path):
     records = write(tmp_path / "distill.jsonl", fingerprint="g")
     with pytest.raises(ValueError, match="student-0 and teacher were asked different documents"):
         page(records, tmp_path)
+
+
+def test_documents_that_only_the_teacher_was_asked_count_for_another_study(tmp_path):
+    records = write(tmp_path / "distill.jsonl")
+    alone = table(page(records, tmp_path), "| tokens | teacher | student | control-tokens |")
+    asked = Records(tmp_path / "ruler.jsonl")
+    for length in (16, 32, 64):  # by a study of other documents, of the same teacher
+        at = {"weights": "teacher", "task": "s-niah-1", "length": length, "seed": 7, "lm_eval": "0"}
+        figures = {"scores": "0" * 8, "of": 1, "tokens": 0.9 * length, "fingerprint": "f", "mean": 0.0, "stderr": 0.0}
+        asked.add("ruler", "teacher", at, figures)
+    assert table(page(records, tmp_path), "| tokens | teacher | student | control-tokens |") == alone

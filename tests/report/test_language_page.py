@@ -75,7 +75,9 @@ def test_tables_and_sentences(made, tmp_path):
     assert "| `mamba2` | not run | **1.8800** | not run |" in text
     assert "first 131,072 held-out tokens" in text and "of 524,288 held-out tokens" in text
     assert "Fewer than" not in text and "Equal heads" not in text and "left out" not in text
-    assert "language_position-dark.svg" in text and set(language.pictures(made.records)) == {"language_position"}
+    assert "| `gated_deltanet` | 1.9000 (1) | 1.8200 (3) | not run |" in text  # every rate, and its seeds
+    assert set(language.pictures(made.records)) == {"language_losses", "language_position"}
+    assert "language_position-dark.svg" in text and "language_losses-dark.svg" in text
 
 
 def test_one_model_serves_both_ways_to_match(made, tmp_path):

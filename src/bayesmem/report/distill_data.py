@@ -114,8 +114,10 @@ class Retrieval:
             own = {seed: found[r.figures["weights"]] for seed, r in study.of(name).items() if _known(r, found)}
             if own:
                 arms[name] = own
-        if TEACHER in arms:  # one and the same for all seeds
-            arms[TEACHER] = dict([next(iter(arms[TEACHER].items()))])
+        if TEACHER in arms:  # one and the same for all seeds, and perhaps for other studies with documents of their own
+            asked = {cell for name, own in arms.items() if name != TEACHER for cells in own.values() for cell in cells}
+            seed, cells = next(iter(arms[TEACHER].items()))
+            arms[TEACHER] = {seed: {cell: one for cell, one in cells.items() if cell in asked or not asked}}
         return cls(arms, study.trained, len(study.seeds))
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bayesmem.report.language_data import BASE, EXPERIMENT, SEEDS, Arm, Study, differences, mean, study
-from bayesmem.report.language_plots import ALT, NAME, drawn, pictures
+from bayesmem.report.language_plots import ALTS, drawn, pictures
 from bayesmem.report.records import Records
 
 __all__ = ["EXPERIMENT", "beside", "pictures", "section"]
@@ -42,8 +42,7 @@ def section(records: Records, path: Path, images: Path) -> str:
     return environment.get_template("language.md.j2").render(
         source=relpath(records.path, path.parent),
         images=relpath(images, path.parent),
-        picture=NAME if drawn(found) else "",
-        alt=ALT,
+        pictures=ALTS if drawn(found) else {},
         filled=lambda text: fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False),
         shape=found.settings["shape"],
         recipe=found.settings["recipe"],
@@ -129,7 +128,7 @@ def _rates(arms: dict[str, Arm]) -> dict[str, Any]:
     """The table of learning rates, where more than one was tried."""
     rates = sorted({rate for arm in arms.values() for rate in arm.rates})
     if len(rates) < 2:
-        return {"rates": [], "tried": [], "ends": []}
+        return {"rates": [], "tried": [], "ends": [], "every": []}
     tried = []
     for arm in arms.values():
         cells = []
@@ -139,4 +138,10 @@ def _rates(arms: dict[str, Arm]) -> dict[str, Any]:
             cells.append(f"**{text}**" if rate == arm.best else text)
         tried.append([f"`{arm.model}`", *cells])
     ends = [a.model for a in arms.values() if len(a.rates) > 1 and a.best in (min(a.rates), max(a.rates))]
-    return {"rates": [f"{rate:g}" for rate in rates], "tried": tried, "ends": ends}
+    every = [[f"`{a.model}`", *(_seeds(list(a.every.get(rate, {}).values())) for rate in rates)] for a in arms.values()]
+    return {"rates": [f"{rate:g}" for rate in rates], "tried": tried, "ends": ends, "every": every}
+
+
+def _seeds(numbers: list[float | int]) -> str:
+    """Mean over seeds, and of how many."""
+    return f"{mean(numbers):.4f} ({len(numbers)})" if numbers else "not run"

@@ -26,6 +26,7 @@ class Arm:
         best: the rate of fewest; ``None`` where all diverged.
         rows: records at the best rate, by seed, those that diverged left out.
         diverged: seeds that diverged at the best rate.
+        every: bits per byte on the text to test on, by seed, at every rate tried.
     """
 
     model: str
@@ -33,6 +34,7 @@ class Arm:
     best: float | int | None
     rows: dict[int, Record]
     diverged: list[int]
+    every: dict[float | int, dict[int, float | int]]
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -122,4 +124,8 @@ def _arm(model: str, records: list[Record]) -> Arm:
     best = min(scores, key=lambda rate: scores[rate]) if scores else None
     at_best = {r.settings["seed"]: r for r in records if r.settings["learning_rate"] == best}
     kept = {seed: at_best[seed] for seed in sorted(at_best) if "diverged" not in at_best[seed].figures}
-    return Arm(model, dict(sorted(tried.items())), best, kept, sorted(set(at_best) - set(kept)))
+    every: dict[float | int, dict[int, float | int]] = {}
+    for r in sorted(records, key=lambda record: record.settings["seed"]):
+        if "bits_per_byte" in r.figures:
+            every.setdefault(r.settings["learning_rate"], {})[r.settings["seed"]] = r.figures["bits_per_byte"]
+    return Arm(model, dict(sorted(tried.items())), best, kept, sorted(set(at_best) - set(kept)), every)

@@ -1,4 +1,4 @@
-"""The language study's picture: bits per byte by position in the context, the trained range shaded."""
+"""The language study's pictures: bits per byte by position in the context, and the losses of training."""
 
 from typing import Any
 
@@ -10,20 +10,46 @@ from bayesmem.report.mqar_data import STYLES
 from bayesmem.report.plots import Picture, picture
 from bayesmem.report.records import Records
 
-NAME = "language_position"
-ALT = "Held-out bits per byte by position in the context, and what the others have more than the Bayesian Layer"
+POSITION, LOSSES = "language_position", "language_losses"
+ALTS = {
+    LOSSES: "Training loss of each model at its best learning rate, every seed, by tokens",
+    POSITION: "Held-out bits per byte by position in the context, and what others have more than the Bayesian Layer",
+}
 
 
 def pictures(records: Records) -> dict[str, Picture]:
-    """The picture that the records allow, by name."""
+    """The pictures that the records allow, by name."""
     found = study(records)
-    return {NAME: _by_position(found)} if found is not None and drawn(found) else {}
+    return {LOSSES: _losses(found), POSITION: _by_position(found)} if found is not None and drawn(found) else {}
 
 
 def drawn(found: Study) -> dict[str, dict[str, Arm]]:
-    """What the picture shows: arms with a result, by how they are matched."""
+    """What the pictures show: arms with a result, by how they are matched."""
     kept = {matched: {name: arm for name, arm in arms.items() if arm.rows} for matched, arms in found.groups.items()}
     return {matched: arms for matched, arms in kept.items() if arms}
+
+
+def _losses(found: Study) -> Picture:
+    """For each way to match: the loss as it was logged, a line a seed."""
+    recipe = found.settings["recipe"]
+    per_step = recipe["length"] * recipe["batch_size"] / 1e6
+
+    def draw(axes: list[Axes], colours: dict[str, str]) -> None:
+        for ax, (matched, arms) in zip(axes, drawn(found).items(), strict=True):
+            lowest = 7.0
+            for name, arm in arms.items():
+                for index, row in enumerate(arm.rows.values()):
+                    logged = row.figures.get("losses", [])
+                    tokens, losses = [per_step * step for step, _ in logged], [loss for _, loss in logged]
+                    lowest = min([lowest, *losses])
+                    colour = colours.get(f"mqar {name}", colours["ink"])
+                    ax.plot(tokens, losses, lw=1, alpha=0.8, color=colour, label=None if index else name)
+            ax.set(
+                xlabel="million tokens", ylabel="nats a token", title=f"matched by {matched}", ylim=(lowest - 0.1, 7.5)
+            )
+            ax.legend(fontsize=8)
+
+    return picture(draw, len(drawn(found)), ALTS[LOSSES], 0.7)
 
 
 def _by_position(found: Study) -> Picture:
@@ -55,7 +81,7 @@ def _by_position(found: Study) -> Picture:
         handles, labels = axes[0].get_legend_handles_labels()
         axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
 
-    return picture(draw, len(panels), ALT, 0.7)
+    return picture(draw, len(panels), ALTS[POSITION], 0.7)
 
 
 def _line(ax: Axes, model: str, numbers: dict[tuple[int, int], list[float | int]], colours: dict[str, str]) -> None:
