@@ -45,7 +45,9 @@ LAYERS = ["gated_deltanet", {"design": "kda"}, {"num_heads": 1, "num_value_heads
 )
 def test_our_own_delta_rules_are_opened(tmp_path, options):
     made = ours(tmp_path, **options)
-    found = start(tmp_path)
+    wide = [getattr(mixer, "retention_init", None) for mixer in start(tmp_path).student.config.mixer_configs()]
+    assert 0.99 in wide and set(wide) <= {0.99, 0.999, None}  # opened, not of a delta rule, softmax attention
+    found = start(tmp_path, ConversionOptions(retention=0.05))
     teacher, student, control = logits(found)
     torch.testing.assert_close(teacher, made(tokens()).logits, rtol=0, atol=0)
     assert torch.equal(teacher, control) and not torch.equal(teacher, student)

@@ -44,7 +44,7 @@ def distill(
     trains: Annotated[str | None, typer.Option(help="gates (of the covariance), mixers, or all (the default).")] = None,
     retention: Annotated[
         float | None,
-        typer.Option(help="Certainty kept at every token at first: 0.05, or 0.999 of a softmax teacher's layers."),
+        typer.Option(help="Certainty kept at every token at first: 0.99, or 0.999 of a softmax teacher's layers."),
     ] = None,
     hybrid_every: Annotated[
         int | None,
@@ -60,7 +60,7 @@ def distill(
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the logits that KL compares (1).")] = None,
     gate_rate: Annotated[
-        float | None, typer.Option(help="Learning rate of the new retention gates, over the others' (10).")
+        float | None, typer.Option(help="Learning rate of the new retention gates, over the others' (1).")
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Folder of one, where the teacher's has none.")] = None,
     ignore: Annotated[

@@ -25,7 +25,7 @@ class DistillConfig:
         options: what is minimised, over which weights.
         controls: of ``tokens`` (the same rows in the same order), ``flops`` and ``seconds`` (of the devices).
         tokenizer: folder of one, where the teacher's has none.
-        retention: of the student at first; default: the conversion's own.
+        retention: of the student at first; default: .99 of a delta rule, .999 of a softmax teacher's layers.
         attention_every: of a softmax teacher, which layers stay.
         ignore: keys of the teacher's config to leave unread.
         mark: of the teacher's files, so that another teacher in their place is noticed.

@@ -1,6 +1,6 @@
 """What a distillation starts from: a teacher's function, the same with its covariance opened, and the control's start.
 
-Of a delta rule the control starts as the teacher itself, its covariance reset, and the student a little beside it. Of a
+Of a delta rule the control starts as the teacher itself, its covariance reset, and the student beside it. Of a
 softmax model both start untrained in the layers that become memories, and differ in the covariance alone.
 """
 
@@ -18,11 +18,13 @@ from bayesmem.layers import BayesianLayerConfig
 from bayesmem.models.causal_lm import BayesMemForCausalLM
 from bayesmem.models.config import BayesMemConfig
 from bayesmem.models.convert import KINDS
-from bayesmem.models.convert_fla import RETENTION
 from bayesmem.models.plan import ConversionOptions, Move, Plan, on_meta, parameters_of
 from bayesmem.models.source import Source
 
 OPENED = {"gated_deltanet": "bayesian", "deltanet": "bayesian_prior_mixing"}
+# rho^2 of a delta rule's student at first. At .9 training shut it again and the student was its control; at .99, and
+# with gates that learn no faster than the rest, it stayed open and retrieved more (docs/notes/006-distillation.md).
+RETENTION = 0.99
 OF_CLASS = ("model_type", "architectures", "auto_map", "transformers_version", "dtype")
 
 
@@ -33,7 +35,7 @@ class Start:
     Attributes:
         source: the checkpoint.
         teacher: its own function.
-        student: the covariance carried, a little of it kept from token to token.
+        student: the covariance carried, most of the certainty kept from token to token.
         control: the same with the covariance reset at every token.
         kind: the checkpoint's ``model_type``.
     """
@@ -59,7 +61,8 @@ def start(path: Path | str, options: ConversionOptions | None = None) -> Start:
 
     Args:
         path: its folder, of a kind that ``convert`` reads, or a delta rule of ours.
-        options: ``retention``, ``attention_every`` and ``ignore``; both values of ``covariance`` are planned.
+        options: ``retention`` (of a delta rule .99 unless given), ``attention_every`` and ``ignore``; both values of
+            ``covariance`` are planned.
 
     Raises:
         ValueError: a checkpoint that cannot be converted, has no memory whose covariance could be opened, or whose
@@ -71,6 +74,8 @@ def start(path: Path | str, options: ConversionOptions | None = None) -> Start:
     if plan is None:
         known = ", ".join(map(repr, (*KINDS, "bayesmem")))
         raise ValueError(f"{source.folder} is of model_type {kind!r}; a teacher is one of {known}.")
+    if options.retention is None and kind in (*OPENED, "bayesmem"):
+        options = replace(options, retention=RETENTION)
     student, control = (plan(source, replace(options, covariance=covariance)) for covariance in ("full", "reset"))
     if student.exact is None:
         raise ValueError(
@@ -85,8 +90,8 @@ def _of_ours(source: Source, how: ConversionOptions) -> Plan:
     if how.attention_every is not None:
         raise ValueError(f"attention_every is {how.attention_every}; this model is of ours already: leave it out.")
     given = {name: value for name, value in source.config.items() if name not in OF_CLASS}
-    retention = RETENTION if how.retention is None else how.retention
-    config = BayesMemConfig(**given)
+    assert how.retention is not None  # of ``start``
+    retention, config = how.retention, BayesMemConfig(**given)
     same = Plan(config, _all(config), ignored=_tie(config, source))
     delta = [x for x in config.mixer_configs() if isinstance(x, BayesianLayerConfig) and _opened(x.model)]
     if not delta:

@@ -65,8 +65,8 @@ class DistillOptions:
         align: what hidden states are: the ``stream`` after every block (and the final norm), or the ``mixer``'s own
             outputs, which of a softmax teacher are its attention outputs.
         trains: ``gates`` (retention and the noises), ``mixers`` (all of their weights), or ``all``.
-        gate_rate: learning rate of the retention gates, as a multiple of the others'. They are new, and to go from 5%
-            of the certainty kept to 95% a logit moves by 5.9, of which Adam does about a learning rate a step.
+        gate_rate: learning rate of the retention gates, as a multiple of the others'. Large, it lets training shut
+            them before the other weights have made use of the covariance.
 
     Raises:
         ValueError: an option out of its bounds.
@@ -76,7 +76,7 @@ class DistillOptions:
     temperature: float | int = 1.0
     align: str = "stream"
     trains: str = "all"
-    gate_rate: float | int = 10.0
+    gate_rate: float | int = 1.0
 
     def __post_init__(self) -> None:
         for name, known in (("align", ALIGNED), ("trains", TRAINED)):

@@ -12,8 +12,10 @@ from bayesmem.ops.triton.covariance_cuda import CLUSTER_CAPABILITY, HERE, KEY_KI
 from bayesmem.ops.triton.device import limits
 
 SOURCES = ("covariance_prelude.cu", "decode_cluster_prelude.cu", "decode_cluster.cu")
-CLUSTERS = (8, 4, 2)
-MOST_BLOCKS = 1024  # beyond these the multiprocessors are busy, and sharing a belief gains nothing
+# As measured on an H100 at K = V = 128 (benchmarks/records/decode_graph.jsonl): eight blocks a belief while all run at
+# once, then four, which are quicker than one Triton program up to the 2,048 beliefs that were tried.
+MOST_BLOCKS = 512
+SMALL = 128  # K and V up to which that holds; a larger belief was not timed, and beyond those blocks is Triton's
 MAX_KEY_DIM, MAX_VALUE_DIM = 256, 512
 HELD = 32  # floats of P, and of M, that a thread has in registers
 
@@ -34,14 +36,15 @@ def threads_of(key_dim: int, value_dim: int, cluster: int) -> int | None:
 
 @lru_cache(maxsize=64)
 def split_of(beliefs: int, key_dim: int, value_dim: int) -> Split | None:
-    """The most blocks a belief that all run at once, or ``None`` where there are too many or too large beliefs."""
+    """Blocks a belief and their threads, or ``None`` where the Triton kernel is to be used."""
     if key_dim % 4 or value_dim % 4 or key_dim > MAX_KEY_DIM or value_dim > MAX_VALUE_DIM:
         return None
-    for cluster in CLUSTERS:
-        threads = threads_of(key_dim, value_dim, cluster)
-        if threads is not None and beliefs * cluster <= MOST_BLOCKS:
-            return Split(cluster, threads)
-    return None
+    many = 8 * beliefs > MOST_BLOCKS
+    if many and max(key_dim, value_dim) > SMALL:
+        return None
+    cluster = 4 if many else 8
+    threads = threads_of(key_dim, value_dim, cluster)
+    return None if threads is None else Split(cluster, threads)
 
 
 def settings(
