@@ -29,7 +29,8 @@ def test_a_smoke_run_leaves_records_and_a_page(tmp_path, unchecked):  # accelera
     assert first.figures["steps"] == 4
     page = (tmp_path / "language.md").read_text()
     assert "**1,024 tokens**" in page and "mixers: output_gate none" in page
-    assert {p.name for p in (tmp_path / "img").iterdir()} == {f"language_position-{d}.svg" for d in ("light", "dark")}
+    drawn = {f"language_{what}-{theme}.svg" for what in ("losses", "position") for theme in ("light", "dark")}
+    assert {p.name for p in (tmp_path / "img").iterdir()} == drawn
 
 
 def test_options_that_do_not_fit_are_refused_before_any_work(tmp_path):
