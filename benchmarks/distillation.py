@@ -4,9 +4,9 @@
 
 A tokenizer of the books, retrieval text, a teacher on both, its distillation with all controls for three seeds, and
 RULER on every arm: each step is a command of ``bayesmem``, printed before it runs, and is skipped where its result
-lies in the folder already. On one H100 some half an hour; ``--smoke`` takes two minutes on a CPU and says nothing.
+lies in the folder already. On one H100 an estimated half an hour; ``--smoke`` takes a minute on a CPU and says nothing.
 
-``--text teacher --retention 0.9 --gate-rate 20 --ruler-seed 0`` is the second run of the note, whose seeds were 0 to 2,
+``--text teacher --retention 0.9 --gate-rate 20 --ruler-seed 0`` is the second run of the note (seeds 0 to 2: ``Size``),
 ``--text teacher --retention 0.5 --gate-rate 10 --lr 5e-4 --ruler-seed 0`` the first. The measured runs had the same
 text joined from tokens that had been prepared before, on a machine that could not hold the books; the tokenizer, the
 documents and their order are the same.

@@ -15,7 +15,7 @@ SOURCES = ("covariance_prelude.cu", "decode_cluster_prelude.cu", "decode_cluster
 # As measured on an H100 at K = V = 128 (benchmarks/records/decode_graph.jsonl): eight blocks a belief while all run at
 # once, then four, which are quicker than one Triton program up to the 2,048 beliefs that were tried.
 MOST_BLOCKS = 512
-SMALL = 128  # K and V up to which that holds; a larger belief was not timed, and beyond those blocks is Triton's
+SMALL = 128  # K and V up to which four are used: other sizes than 128 were checked, not timed
 MAX_KEY_DIM, MAX_VALUE_DIM = 256, 512
 HELD = 32  # floats of P, and of M, that a thread has in registers
 
