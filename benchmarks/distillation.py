@@ -168,12 +168,13 @@ def main(
     evaluate += [*size.precision, "--haystack", held_out, "--seed", ruler_seed, "--out", out / "ruler"]
     run("eval", "ruler", teacher / "model", "--label", "teacher", *evaluate)
     batch, mix = size.rows, tuple[str, ...]()
+    arm = f"{text}-{retention:g}-{gate_rate:g}-{learning_rate:g}"
     if text == "long":
         files = texts(books, size.books, size.fresh, size.longer, ("fresh", "longer"), out)
         rows = ["--prepared", out / "prepared-long", "--length", 2 * size.length]
         batch, mix = size.rows // 2, MIX
     for seed in size.seeds:
-        arms = out / f"seed{seed}"
+        arms = out / f"{arm}-seed{seed}"
         started = ["--resume"] if (arms / "run.json").is_file() else []
         data = [word for file in files for word in ("--data", file)]
         run(
@@ -184,7 +185,7 @@ def main(
         names = ("student", *CONTROLS)
         labels = [word for name in names for word in ("--label", f"{name}-{seed}")]
         run("eval", "ruler", *(arms / name for name in names), *labels, *evaluate)
-    records = [(out / f"seed{seed}" / "records.jsonl").read_text() for seed in size.seeds]
+    records = [(out / f"{arm}-seed{seed}" / "records.jsonl").read_text() for seed in size.seeds]
     (out / "distill.jsonl").write_text("".join(records))
     (out / "ruler.jsonl").write_text((out / "ruler" / "records.jsonl").read_text())
     print(f"records: {out / 'distill.jsonl'} and {out / 'ruler.jsonl'}, which `bayesmem report` reads in docs/records")

@@ -1,4 +1,4 @@
-"""What a distillation starts from: the teacher exactly, the control, and a student a little beside it."""
+"""What a distillation starts from: the teacher exactly, the control, and a student beside it."""
 
 import pytest
 import torch
@@ -64,9 +64,11 @@ def test_our_own_delta_rules_are_opened(tmp_path, options):
     torch.testing.assert_close(nearer, teacher, rtol=0, atol=1e-3)  # shut, it is the teacher
 
 
-def test_a_checkpoint_of_fla(tmp_path):
-    reference.write(tmp_path / "theirs")
+@pytest.mark.parametrize("kind", ["gated_deltanet", "delta_net"])
+def test_a_checkpoint_of_fla(tmp_path, kind):
+    reference.write(tmp_path / "theirs", kind)
     found = start(tmp_path / "theirs")
+    assert {mixer.retention_init for mixer in found.student.config.mixer_configs()} == {0.99}
     teacher, student, control = logits(found)
     torch.testing.assert_close(teacher, reference.logits(tmp_path / "theirs", tokens()), rtol=1e-4, atol=1e-4)
     assert torch.equal(teacher, control) and compare(teacher, student).kl > 0

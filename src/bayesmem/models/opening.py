@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bayesmem.design import Design, named
 from bayesmem.layers import BayesianLayerConfig
+from bayesmem.models import convert_fla
 from bayesmem.models.causal_lm import BayesMemForCausalLM
 from bayesmem.models.config import BayesMemConfig
 from bayesmem.models.convert import KINDS
@@ -74,7 +75,7 @@ def start(path: Path | str, options: ConversionOptions | None = None) -> Start:
     if plan is None:
         known = ", ".join(map(repr, (*KINDS, "bayesmem")))
         raise ValueError(f"{source.folder} is of model_type {kind!r}; a teacher is one of {known}.")
-    if options.retention is None and kind in (*OPENED, "bayesmem"):
+    if options.retention is None and kind in (*convert_fla.KINDS, "bayesmem"):
         options = replace(options, retention=RETENTION)
     student, control = (plan(source, replace(options, covariance=covariance)) for covariance in ("full", "reset"))
     if student.exact is None:

@@ -48,8 +48,9 @@ def solve_precision(
 ) -> Float[Tensor, "B H T K"]:
     """``H_t^{-1} q_t``: the ``posterior_q`` of ``precision_pass``, by conjugate gradients.
 
-    Callers pass float64. A call of which any token has not converged is solved by ``precision_pass``. Differentiable
-    once: the backward pass solves with the same precisions.
+    Callers pass float64. A call of which any token has not converged is solved by ``precision_pass``, which takes
+    longer and says nothing. Differentiable once: the backward pass solves with the same precisions. Every few
+    iterations it waits for the device, which breaks the graph of ``torch.compile`` and forbids a CUDA graph.
 
     Args:
         q: queries.
@@ -170,10 +171,11 @@ def _conjugate_gradients(times: Callable[[Tensor], Tensor], inverse: Tensor, rhs
         step = power / (direction * image).sum(-1, True).clamp_(min=tiny)
         solution.addcmul_(step, direction)
         residual.addcmul_(step, image, value=-1)
-        if (iteration % CHECK_EVERY == 0 or iteration == limit) and bool(
-            (torch.linalg.vector_norm(residual, dim=-1) <= bound).all()  # False for NaN too
-        ):
-            return solution
+        if iteration % CHECK_EVERY == 0 or iteration == limit:
+            norms = torch.linalg.vector_norm(residual, dim=-1)
+            done, lost = torch.stack([(norms <= bound).all(), ~norms.isfinite().all()]).tolist()
+            if done or lost:  # what is not finite will not become so
+                return None if lost else solution
         whitened = residual @ inverse
         left = (residual * whitened).sum(-1, True)
         direction = torch.addcmul(whitened, left / power.clamp_(min=tiny), direction)

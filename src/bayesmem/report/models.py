@@ -72,8 +72,8 @@ def _rows(found: dict[str, list[Record]]) -> list[dict[str, str]]:
             row[key] = f"{own.figures[key]:,.0f}"
             if peer is not None and name != PEER:
                 row[key] += f" ({own.figures[key] / peer.figures[key]:.2f})"
-        memory = _newest(records, "peak_memory_mb")
-        if memory is not None:
+        memory = _pair(records, found.get(PEER, []), SPEEDS[0])[0]
+        if memory is not None and "peak_memory_mb" in memory.figures:
             row["memory"] = f"{memory.figures['peak_memory_mb'] / 1024:.1f} GiB"
         measured = [own for key in SPEEDS if (own := _pair(records, found.get(PEER, []), key)[0])] or records[-1:]
         row["where"] = "; ".join(dict.fromkeys(f"{r.context['device']}, {r.context['commit']}" for r in measured))

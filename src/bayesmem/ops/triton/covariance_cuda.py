@@ -55,7 +55,7 @@ def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int):  # typ
             capability = "".join(map(str, limits(torch.device("cuda", device)).capability))
             kernel = torch.cuda._compile_kernel(source, "covariance_forward", compute_capability=capability)
             kernel.set_shared_memory_config(shared_bytes(chosen["KDIM"]))
-    except (RuntimeError, OSError, AttributeError) as reason:
+    except (RuntimeError, OSError, AttributeError, ImportError) as reason:
         warnings.warn(
             f"bayesmem: the CUDA covariance kernel did not compile ({reason}); the slower Triton one is used.",
             stacklevel=2,

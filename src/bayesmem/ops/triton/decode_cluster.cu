@@ -123,8 +123,10 @@ GLOBAL decode_cluster(const KEY *q, const KEY *k, const KEY *v, const float *log
   float r = obs_noise[belief];
 
   cluster_wait();  // all blocks have begun, and may be sent to
-  // This passes at once. No compiler moves arithmetic over a loop, as it would to before the last loads otherwise.
-  await(&s.whole, 1);
+  // This passes at once, since a warp with rows has sent nothing yet, so that the bell has not rung. (A warp without rows
+  // may come after it rang, and would wait for ever.) No compiler moves arithmetic over a loop, as it would to before
+  // the last loads otherwise.
+  if (first < K) await(&s.whole, 1);
 
   float ks[STRIPS][4], qs[STRIPS][4], dot[ROWS];
 #pragma unroll

@@ -82,7 +82,7 @@ def _kernel(chosen: tuple[tuple[str, int], ...], device: int) -> Callable[..., N
             kernel: Callable[..., None] = torch.cuda._compile_kernel(
                 source, "decode_cluster", compute_capability=capability
             )
-    except (RuntimeError, OSError, AttributeError) as reason:
+    except (RuntimeError, OSError, AttributeError, ImportError) as reason:
         warnings.warn(
             f"bayesmem: the CUDA decode kernel did not compile ({reason}); the slower Triton one is used.",
             stacklevel=2,
@@ -111,6 +111,8 @@ def cluster_kernel(
     if not q.dtype == k.dtype == v.dtype or limits(q.device).capability < CLUSTER_CAPABILITY:
         return None
     sequences, heads, key_dim, value_dim = mean.shape
+    if not sequences * heads:
+        return None
     if tuning:
         cluster = tuning.get("cluster", 0)
         if not cluster or not tuning.keys() <= set(Split._fields) or key_dim % 4 or value_dim % 4:
