@@ -29,7 +29,10 @@ SCORES = {"student": ("11101110", "11001110"), "control-tokens": ("10001000", "1
 TEACHER = "10000000"
 
 
-def write(path, seeds=(0, 1), ruler=True, fingerprint="f", perplexity=PERPLEXITY, documents=SCORES, trained_as=None):
+def write(
+    path, seeds=(0, 1), ruler=True, fingerprint="f", perplexity=PERPLEXITY, documents=SCORES, trained_as=None,
+    retention=0.5,
+):  # fmt: skip
     """Records as `bayesmem distill` writes them, one seed after the other."""
     records = Records(path)
     for seed in seeds:
@@ -38,7 +41,7 @@ def write(path, seeds=(0, 1), ruler=True, fingerprint="f", perplexity=PERPLEXITY
             settings = {
                 "run": RUN | {"seed": seed, "tokens": tokens},
                 "options": {"mix": MIX, "trains": "all"},
-                "retention": 0.5,
+                "retention": retention,
             }
             settings |= {"devices": 1, "kind": "gated_deltanet", "mark": "m"}
             settings["options"]["align"] = "stream"
@@ -226,3 +229,8 @@ def test_documents_that_only_the_teacher_was_asked_count_for_another_study(tmp_p
         figures = {"scores": "0" * 8, "of": 1, "tokens": 0.9 * length, "fingerprint": "f", "mean": 0.0, "stderr": 0.0}
         asked.add("ruler", "teacher", at, figures)
     assert table(page(records, tmp_path), "| tokens | teacher | student | control-tokens |") == alone
+
+
+def test_a_default_retention_is_told_as_the_student_had_it(tmp_path):
+    text = page(write(tmp_path / "distill.jsonl", retention=None), tmp_path)
+    assert "640 tokens, retention from 0.6, learning rate" in text  # layers of .5 and .7

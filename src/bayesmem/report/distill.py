@@ -26,7 +26,7 @@ from bayesmem.report.distill_data import (
     studies,
 )
 from bayesmem.report.plots import Picture
-from bayesmem.report.records import Records
+from bayesmem.report.records import Record, Records
 
 __all__ = ["EXPERIMENT", "beside", "pictures", "section", "studies", "write"]
 
@@ -107,7 +107,7 @@ def _told(study: Study, scored: Mapping[str, Scored]) -> dict[str, Any]:
         "trains": options["trains"],
         "tokens": f"{one.figures['steps'] * run['batch_size'] * run['length']:,}",
         "length": f"{run['length']:,}",
-        "retention": f"{one.settings['retention']:g}",
+        "retention": _begun(one),
         "learning_rate": f"{run['learning_rate']:g}",
         "align": options["align"],
         "mix": {name: _knots(knots) for name, knots in options["mix"].items()},
@@ -123,6 +123,14 @@ def _told(study: Study, scored: Mapping[str, Scored]) -> dict[str, Any]:
         "claims": words.claims(study, retrieval),
         "pictures": alts,
     }
+
+
+def _begun(student: Record) -> str:
+    """Certainty kept at first: as it was asked for, or as the student had it where the default was taken."""
+    asked = student.settings["retention"]
+    if asked is None:
+        asked = mean(layer[0] for layer in student.figures["beginning"]["retention"])
+    return f"{asked:.3g}"
 
 
 def _teacher(study: Study) -> dict[str, str]:
