@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bayesmem.ops.triton import covariance_cuda
+from bayesmem.ops.triton import covariance_cuda, cuda_source
 from bayesmem.ops.triton.spans import Spans
 
 HERE = Path(__file__).parent
@@ -28,7 +28,7 @@ def compiled(folder: Path, key_dim: int, dtype: torch.dtype, cluster: int) -> ct
     """The kernel with its launch as a library in ``folder``."""
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
     settings = covariance_cuda.settings(key_dim, dtype, cluster)
-    parts = (HERE / "cuda_on_cpu.h", covariance_cuda.HERE / "covariance_forward.cu", HERE / "cuda_on_cpu_main.h")
+    parts = (HERE / "cuda_on_cpu.h", cuda_source.HERE / "covariance_forward.cu", HERE / "cuda_on_cpu_main.h")
     source = "\n".join(part.read_text() for part in parts)
     library = folder / ("_".join(map(str, settings.values())) + ".so")
     defines = [f"-D{name}={value}" for name, value in settings.items()]

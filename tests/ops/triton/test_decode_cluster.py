@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bayesmem.ops.triton import decode_cluster
+from bayesmem.ops.triton import cuda_source, decode_cluster
 from bayesmem.types import Belief
 from ops.triton.emulation import COMPILER, HERE
 from ops.triton.test_decode import CLOSE, FLOOR, PRIOR, ROUNDED, SEQUENCES, close, fresh, textbook, token
@@ -19,7 +19,7 @@ EMULATED = ("cuda_on_cpu.h", "decode_on_cpu.h", "decode_cluster.cu", "decode_on_
 def compiled(folder: Path, settings: dict[str, int], delayed: int = -1) -> Callable[..., None]:
     """The launch of the kernel, every CUDA thread a fiber; one warp of the cluster goes on late from its barrier."""
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    parts = (decode_cluster.HERE / name if name.endswith(".cu") else HERE / name for name in EMULATED)
+    parts = (cuda_source.HERE / name if name.endswith(".cu") else HERE / name for name in EMULATED)
     library = folder / "decode.so"
     options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-", "-o", str(library)]
     options += [f"-D{name}={value}" for name, value in (settings | {"DELAYED": delayed}).items()]

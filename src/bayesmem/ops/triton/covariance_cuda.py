@@ -1,16 +1,16 @@
-"""The covariance pass in CUDA C++ (covariance_forward.cu), compiled at first use by the NVRTC that PyTorch carries."""
+"""The covariance pass in CUDA C++ (covariance_forward.cu)."""
 
-import warnings
+from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bayesmem.ops.triton.cuda_source import compiled
 from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.spans import Spans
 
-HERE = Path(__file__).parent
+SOURCES = ("covariance_prelude.cu", "covariance_forward.cu")
 KEY_KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 LEAST_CAPABILITY = (8, 0)  # TF32 tensor cores
 CLUSTER_CAPABILITY = (9, 0)  # blocks that share their memory
@@ -45,23 +45,9 @@ def shared_bytes(padded: int) -> int:
 
 
 @lru_cache
-def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int):  # type: ignore[no-untyped-def]
-    """The compiled kernel, or ``None`` where it could not be compiled (said once)."""
+def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> Callable[..., None] | None:
     chosen = settings(key_dim, dtype, cluster)
-    defines = "".join(f"#define {name} {value}\n" for name, value in chosen.items())
-    source = defines + (HERE / "covariance_prelude.cu").read_text() + (HERE / "covariance_forward.cu").read_text()
-    try:
-        with torch.cuda.device(device):
-            capability = "".join(map(str, limits(torch.device("cuda", device)).capability))
-            kernel = torch.cuda._compile_kernel(source, "covariance_forward", compute_capability=capability)
-            kernel.set_shared_memory_config(shared_bytes(chosen["KDIM"]))
-    except (RuntimeError, OSError, AttributeError, ImportError) as reason:
-        warnings.warn(
-            f"bayesmem: the CUDA covariance kernel did not compile ({reason}); the slower Triton one is used.",
-            stacklevel=2,
-        )
-        return None
-    return kernel
+    return compiled("covariance_forward", SOURCES, chosen, device, shared_bytes(chosen["KDIM"]))
 
 
 def chosen_cluster(k: Tensor) -> int | None:
@@ -99,8 +85,10 @@ def cuda_forward(
     start = initial_cov.contiguous()
     tensors = [k, log_retention, process_noise, obs_noise, floor, start, spans.seq_start, spans.chunk_first]
     outputs = [gain, innovation_var, checkpoints, final_cov]
+    kernel = _kernel(key_dim, k.dtype, cluster, k.device.index)
+    assert kernel is not None  # of ``chosen_cluster``
     with torch.cuda.device(k.device):
-        _kernel(key_dim, k.dtype, cluster, k.device.index)(
+        kernel(
             grid=(spans.sequences * heads * cluster, 1, 1),
             block=(2 * padded // cluster + 64, 1, 1),
             args=[*tensors, *outputs, heads, groups, spans.chunk_size // 16],

@@ -1,6 +1,5 @@
 """One token for few sequences in CUDA C++ (decode_cluster.cu): blocks that send to each other share a belief."""
 
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -8,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bayesmem.ops.triton.covariance_cuda import CLUSTER_CAPABILITY, HERE, KEY_KINDS
+from bayesmem.ops.triton.covariance_cuda import CLUSTER_CAPABILITY, KEY_KINDS
+from bayesmem.ops.triton.cuda_source import compiled
 from bayesmem.ops.triton.device import limits
 
 SOURCES = ("covariance_prelude.cu", "decode_cluster_prelude.cu", "decode_cluster.cu")
@@ -73,22 +73,7 @@ def settings(
 
 @lru_cache(maxsize=256)
 def _kernel(chosen: tuple[tuple[str, int], ...], device: int) -> Callable[..., None] | None:
-    """The compiled kernel, or ``None`` where it could not be compiled (said once for every kind)."""
-    defines = "".join(f"#define {name} {value}\n" for name, value in chosen)
-    source = defines + "".join((HERE / name).read_text() for name in SOURCES)
-    try:
-        with torch.cuda.device(device):
-            capability = "".join(map(str, limits(torch.device("cuda", device)).capability))
-            kernel: Callable[..., None] = torch.cuda._compile_kernel(
-                source, "decode_cluster", compute_capability=capability
-            )
-    except (RuntimeError, OSError, AttributeError, ImportError) as reason:
-        warnings.warn(
-            f"bayesmem: the CUDA decode kernel did not compile ({reason}); the slower Triton one is used.",
-            stacklevel=2,
-        )
-        return None
-    return kernel
+    return compiled("decode_cluster", SOURCES, dict(chosen), device)
 
 
 def cluster_kernel(
