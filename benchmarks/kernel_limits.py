@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from bayesmem.ops import Additive, Assumptions, PriorMixing, bayesian_filter
 from bayesmem.ops.covariance_pass import covariance_pass
 from bayesmem.ops.triton import covariance_cuda as cuda
+from bayesmem.ops.triton import cuda_source
 from bayesmem.ops.triton.spans import dense_spans
 from bayesmem.report.records import Records
 
@@ -116,9 +117,9 @@ def by_cuda(x: dict[str, Tensor], noise: Tensor, old: str, new: str) -> Tensor:
     """Gains of the CUDA kernel with one line of its source put in place of another."""
     (batch, length, heads, size), settings = x["k"].shape, cuda.settings(x["k"].shape[-1], x["k"].dtype, 1)
     text = "".join(f"#define {name} {value}\n" for name, value in settings.items())
-    source = (cuda.HERE / "covariance_forward.cu").read_text()
+    source = (cuda_source.HERE / "covariance_forward.cu").read_text()
     assert old in source
-    text += (cuda.HERE / "covariance_prelude.cu").read_text() + source.replace(old, new)
+    text += (cuda_source.HERE / "covariance_prelude.cu").read_text() + source.replace(old, new)
     capability = "".join(map(str, torch.cuda.get_device_capability()))
     kernel = torch.cuda._compile_kernel(text, "covariance_forward", compute_capability=capability)
     kernel.set_shared_memory_config(cuda.shared_bytes(size))
