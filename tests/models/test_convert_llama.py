@@ -1,5 +1,7 @@
 """Softmax models of Llama's kin: layers that are kept compute what they did, the others are a start."""
 
+import json
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -52,13 +54,20 @@ def test_all_layers_kept_is_the_same_function(config, model, options, tmp_path):
 
 def test_old_words_for_rotary_positions(tmp_path):
     """A config of transformers 4: ``rope_theta`` and ``rope_scaling`` with its ``type``."""
-    import json
-
     source = written(tmp_path / "theirs", rope_parameters={"rope_type": "linear", "rope_theta": 300.0, "factor": 2.0})
     path = tmp_path / "theirs" / "config.json"
     config = json.loads(path.read_text())
     del config["rope_parameters"]
     path.write_text(json.dumps(config | {"rope_theta": 300.0, "rope_scaling": {"type": "linear", "factor": 2.0}}))
+    convert(tmp_path / "theirs", tmp_path / "ours", ConversionOptions(attention_every=1))
+    torch.testing.assert_close(loaded(tmp_path / "ours")(tokens()).logits, source(tokens()).logits)
+
+
+def test_a_model_read_from_gguf(tmp_path):
+    """Saved again as safetensors: its config holds the GGUF's own name, under a key of transformers' reader."""
+    source = written(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_model_name_or_path": "A 135M Name"}))
     convert(tmp_path / "theirs", tmp_path / "ours", ConversionOptions(attention_every=1))
     torch.testing.assert_close(loaded(tmp_path / "ours")(tokens()).logits, source(tokens()).logits)
 

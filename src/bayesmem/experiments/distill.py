@@ -186,6 +186,8 @@ def _arm(setting: Setting, name: str, arm: RunConfig, streams: Streams, args: Tr
     teacher = setting.start.build("teacher")
     model = setting.start.build("student" if name == STUDENT else "control")
     model.generation_config.eos_token_id = setting.tokenizer.eos_token_id
+    if scaled := measure.scaled(model, teacher, streams, args):
+        setting.tell(f"{name}: {scaled} memories scaled to the attention that they replace")
     trained = choose_trained(model, config.options.trains)
     sizes = {"parameters": model.num_parameters(), "trained": trained, "steps": arm.steps}
     sizes |= {"flops": arm_flops(config, model, teacher, arm.steps)}

@@ -16,9 +16,10 @@ from bayesmem.models.source import Source
 # Config keys that say how a model is run, trained or stored, not what it computes.
 # fmt: off
 OF_NO_ACCOUNT = frozenset({
-    "_name_or_path", "architectures", "attention_dropout", "attn_mode", "auto_map", "bos_token_id",
-    "chunk_size_feed_forward", "dtype", "eos_token_id", "fuse_cross_entropy", "fuse_linear_cross_entropy",
-    "fuse_norm", "fuse_swiglu", "hidden_ratio", "id2label", "initializer_range", "is_encoder_decoder",
+    "_model_name_or_path", "_name_or_path", "architectures", "attention_dropout", "attn_mode", "auto_map",
+    "bos_token_id", "chunk_size_feed_forward", "dtype", "eos_token_id", "fuse_cross_entropy",
+    "fuse_linear_cross_entropy", "fuse_norm", "fuse_swiglu", "hidden_ratio", "id2label", "initializer_range",
+    "is_encoder_decoder",
     "is_llama_config", "label2id", "max_position_embeddings", "model_type", "output_attentions",
     "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "torch_dtype",
     "transformers.js_config", "transformers_version", "use_cache", "use_l2warp",
