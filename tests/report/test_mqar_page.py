@@ -187,11 +187,22 @@ def test_an_output_gate_of_all_is_no_ablation(made, tmp_path):
     assert "`bayesian`: output gate none" not in text
 
 
-def test_other_settings_are_left_out_and_counted(made, tmp_path):
-    made.add("kda", 1.0, steps=10)
-    made.add("deltanet", 0.9)
+def test_every_number_of_steps_has_its_part(made, tmp_path):
+    made.add("deltanet", 0.9, steps=20)
+    made.add("kda", 0.8, steps=20)
+    made.add("deltanet", 1.0, steps=30)
     text = made.flat(tmp_path)
-    assert "1 trainings count here; 1 at other settings are left out." in text and "`kda`" not in text
+    first, second = text.split("## The same, trained for 30 steps")
+    assert "**20 steps" in first and "`kda`" in first and "2 trainings count here." in first
+    assert "**30 steps" in second and "`kda`" not in second and "Not run" not in second
+    assert {"mqar_bytes", "mqar_bytes_30_steps"} <= set(mqar.pictures(made.records))
+
+
+def test_what_a_longer_training_has_too_is_left_out_and_counted(made, tmp_path):
+    made.add("deltanet", 0.9, steps=10)
+    made.add("deltanet", 0.9, steps=20)
+    text = made.flat(tmp_path)
+    assert "1 trainings count here; 1 at other settings are not on this page." in text and "## The same" not in text
 
 
 def test_a_model_that_always_diverged_is_named(made, tmp_path):
@@ -209,7 +220,7 @@ def test_pictures(made):
     assert set(drawn) == {"mqar_bytes", "mqar_pairs_64_state_zoology", "mqar_pairs_64_state_noisy"}
     for picture in drawn.values():
         assert picture.light.lstrip().startswith("<?xml") and picture.light != picture.dark
-    found = mqar_data.study(made.records)
+    found = mqar_data.studies(made.records)[0]
     assert shortest(found) == [(64, 4), (256, 64), (512, 128), (1024, 256)]
     assert hardest(found) == [(512, 128), (1024, 256)] and found.beyond == [(512, 64), (512, 128), (1024, 256)]
     arms = found.groups[0].arms

@@ -21,9 +21,9 @@ from bayesmem.report.mqar_data import (
     Study,
     beside,
     mean,
-    study,
+    studies,
 )
-from bayesmem.report.mqar_plots import alts, picture_name, pictures
+from bayesmem.report.mqar_plots import alts, picture_name, pictures, suffix
 from bayesmem.report.mqar_verdict import named, verdict
 from bayesmem.report.records import Records
 
@@ -38,34 +38,41 @@ def section(records: Records, path: Path, images: Path) -> str:
         path: where the page will lie, for its links.
         images: folder of the pictures.
     """
-    found = study(records)
-    if found is None:
-        return ""
+    found = studies(records)
+    whole = sum(record.experiment == EXPERIMENT for record in records.all())
+    left_out = whole - sum(len(one.records) for one in found)
+    return "\n".join(_part(one, number, left_out, records, path, images) for number, one in enumerate(found))
+
+
+def _part(found: Study, number: int, left_out: int, records: Records, path: Path, images: Path) -> str:
     environment = Environment(
         loader=PackageLoader("bayesmem.report"), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
     contexts = [record.context for record in found.records]
-    shown = alts(found)
+    of = suffix(found, number)
+    shown = alts(found, of)
     return environment.get_template("mqar.md.j2").render(
+        number=number,
+        of=of,
         source=relpath(records.path, path.parent),
         images=relpath(images, path.parent),
         filled=lambda text: fill(" ".join(text.split()), 118, break_long_words=False, break_on_hyphens=False),
         settings=found.settings,
         devices=sorted({context["device"] for context in contexts}),
-        commits=list(dict.fromkeys(context["commit"] for context in contexts)),
+        commits=list(dict.fromkeys(context["commit"][:12] for context in contexts)),
         context=contexts[-1],
         segments=[f"({length}, {pairs}) {rows:,} rows" for length, pairs, rows in found.settings["scale"]["trained"]],
         jobs=len(found.records),
-        left_out=found.left_out,
+        left_out=0 if number else left_out,
         verdict=verdict(found),
-        bytes_alt=shown.get("mqar_bytes"),
+        bytes_alt=shown.get(f"mqar_bytes{of}"),
         heads=[named(at) for at in found.slices],
         groups=[
-            _group(found, group) | {"picture": picture_name(group), "alt": shown.get(picture_name(group))}
+            _group(found, group) | {"picture": picture_name(group) + of, "alt": shown.get(picture_name(group) + of)}
             for group in found.groups
         ],
         ablations=_ablations(found),
-        not_run=not_run(found),
+        not_run=not_run(found) if number == 0 else [],
     )
 
 

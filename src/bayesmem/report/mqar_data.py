@@ -1,5 +1,6 @@
 """The records of the MQAR study: what was run of it at one set of settings, seeds together, and what was not."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,21 +110,19 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What was run at the newest settings.
+    """What was run at one set of settings.
 
     Attributes:
         settings: those that all its records share, and the precision and output gate of most.
         groups: by size and data; the narrowest of Zoology's own, matched by state, first.
         ablations: records of one changed choice, in words.
         records: all that count.
-        left_out: how many records are of other settings.
     """
 
     settings: dict[str, Any]
     groups: list[Group]
     ablations: dict[str, list[Record]]
     records: list[Record]
-    left_out: int
 
     @property
     def slices(self) -> list[Slice]:
@@ -148,12 +147,26 @@ def beside(records: Records) -> Records:
     return Records(records.path.with_name("mqar.jsonl"))
 
 
-def study(records: Records) -> Study | None:
-    """What was run at the newest settings; ``None`` where nothing was."""
+def studies(records: Records) -> list[Study]:
+    """What was run, a study for every setting that its records share; that of most records first.
+
+    One is left out where a longer training has all of its models, sizes and data.
+    """
     every = [record for record in records.all() if record.experiment == EXPERIMENT]
-    if not every:
-        return None
-    settings = _shared(every[-1])
+    kinds = list({json.dumps(_shared(record), sort_keys=True): _shared(record) for record in every}.values())
+    found = [_study(every, settings) for settings in kinds]
+    return sorted(
+        (one for one in found if not any(_covers(other, one) for other in found)), key=lambda one: -len(one.records)
+    )
+
+
+def _covers(other: Study, one: Study) -> bool:
+    """Whether ``other`` trained all that ``one`` did, and longer."""
+    asked, given = ({(g.width, g.matched, g.data, model) for g in s.groups for model in g.arms} for s in (one, other))
+    return other.settings["steps"] > one.settings["steps"] and asked <= given and bool(asked)
+
+
+def _study(every: list[Record], settings: dict[str, Any]) -> Study:
     same = [record for record in every if _shared(record) == settings]
     precision = Counter(record.settings["precision"] for record in same).most_common(1)[0][0]
     gates = Counter(_gate(record.settings) for record in same if record.name != ATTENTION)
@@ -167,9 +180,7 @@ def study(records: Records) -> Study | None:
         else:
             plain.setdefault((s["hidden_size"], s["matched"], s["data"]), []).append(record)
     groups = [Group(*key, _arms(plain[key])) for key in sorted(plain, key=_order)]
-    return Study(
-        settings | {"precision": precision, "output_gate": gate}, groups, ablations, same, len(every) - len(same)
-    )
+    return Study(settings | {"precision": precision, "output_gate": gate}, groups, ablations, same)
 
 
 def changed(settings: dict[str, Any], precision: str, gate: str | None = None) -> str:

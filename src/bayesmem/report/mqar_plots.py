@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from bayesmem.report.mqar_data import PLAIN, STYLES, Arm, Group, Slice, Study, mean, study
+from bayesmem.report.mqar_data import PLAIN, STYLES, Arm, Group, Slice, Study, mean, studies
 from bayesmem.report.plots import Picture, picture
 from bayesmem.report.records import Records
 
@@ -14,23 +14,28 @@ SPARE = ("#7d8696", "#9aa5b5", "p")
 
 def pictures(records: Records) -> dict[str, Picture]:
     """Every picture that the records allow, by name."""
-    found = study(records)
-    if found is None:
-        return {}
     drawn: dict[str, Picture] = {}
-    for name, alt in alts(found).items():
-        drawn[name] = _against_bytes(found, alt) if name == "mqar_bytes" else _against_pairs(found, name, alt)
+    for number, found in enumerate(studies(records)):
+        of = suffix(found, number)
+        for name, alt in alts(found, of).items():
+            bytes_ = name == f"mqar_bytes{of}"
+            drawn[name] = _against_bytes(found, alt) if bytes_ else _against_pairs(found, name.removesuffix(of), alt)
     return drawn
 
 
-def alts(found: Study) -> dict[str, str]:
-    """Names of the pictures that a study allows, and what they show in words."""
+def suffix(found: Study, number: int) -> str:
+    """What names of a study's pictures end in: nothing for the first of the page."""
+    return f"_{found.settings['steps']}_steps" if number else ""
+
+
+def alts(found: Study, of: str = "") -> dict[str, str]:
+    """Names of the pictures that a study allows, ending in ``of``, and what they show in words."""
     named = {}
     if _sized(found):
-        named["mqar_bytes"] = "MQAR accuracy against the bytes of state"
+        named[f"mqar_bytes{of}"] = "MQAR accuracy against the bytes of state"
     for group in found.groups:
         if _shown(group):
-            named[picture_name(group)] = (
+            named[picture_name(group) + of] = (
                 f"MQAR accuracy against pairs at width {group.width}, matched by {group.matched}"
                 + ("" if group.data == PLAIN else f", data {group.data}")
             )
