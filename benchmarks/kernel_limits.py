@@ -115,14 +115,16 @@ def precision(add: Any) -> None:
 
 def by_cuda(x: dict[str, Tensor], noise: Tensor, old: str, new: str) -> Tensor:
     """Gains of the CUDA kernel with one line of its source put in place of another."""
-    (batch, length, heads, size), settings = x["k"].shape, cuda.settings(x["k"].shape[-1], x["k"].dtype, 1)
+    (batch, length, heads, size), settings = x["k"].shape, cuda.settings(x["k"].shape[-1], x["k"].dtype, 1, groups=True)
     text = "".join(f"#define {name} {value}\n" for name, value in settings.items())
-    source = (cuda_source.HERE / "covariance_forward.cu").read_text()
-    assert old in source
-    text += (cuda_source.HERE / "covariance_prelude.cu").read_text() + source.replace(old, new)
-    capability = "".join(map(str, torch.cuda.get_device_capability()))
-    kernel = torch.cuda._compile_kernel(text, "covariance_forward", compute_capability=capability)
-    kernel.set_shared_memory_config(cuda.shared_bytes(size))
+    text += "".join((cuda_source.HERE / file).read_text() for file in (cuda.PRELUDE, *cuda.sources(settings)))
+    assert old in text
+    with cuda_source.without_toolkit():
+        kernel = torch.cuda._compile_kernel(
+            text.replace(old, new), "covariance_forward", compute_capability=cuda_source.architecture(DEVICE.index)
+        )
+    kernel.set_shared_memory_config(cuda.shared_bytes(settings))
+
     spans = dense_spans(batch, length, 64, DEVICE)
     start = torch.eye(size, device=DEVICE).expand(batch, heads, size, size).contiguous()
     floor = torch.zeros(heads, device=DEVICE)
@@ -134,7 +136,9 @@ def by_cuda(x: dict[str, Tensor], noise: Tensor, old: str, new: str) -> Tensor:
     ]
     gates = [t.reshape(-1, heads).contiguous() for t in (x["log_retention"], noise, x["obs_noise"])]
     arguments = [x["k"], *gates, floor, start, spans.seq_start, spans.chunk_first, gain, *rest, heads, heads, 4]
-    kernel(grid=(batch * heads, 1, 1), block=(2 * size + 64, 1, 1), args=arguments, shared_mem=cuda.shared_bytes(size))
+    kernel(
+        grid=(batch * heads, 1, 1), block=(2 * size + 64, 1, 1), args=arguments, shared_mem=cuda.shared_bytes(settings)
+    )
     return gain
 
 

@@ -100,6 +100,30 @@ DEVICE void mma(float *c, unsigned a0, unsigned a1, unsigned a2, unsigned a3, un
   }
 }
 
+#if WARPGROUPS
+// Products of four warps: each warp's rows are its own, so that it needs no others; done at once, not beside the warps.
+template <int COLUMNS, int SIGN>
+static void group_product(float (*d)[4], const unsigned *a, const float *b, int plane) {
+  const int warp = current / 32, lane = current % 32, turn = lanes[warp].phase & 1, g = lane / 4, t = lane % 4;
+  std::memcpy(operand[warp][turn][lane], a, 16);
+  lanes[warp].wait(32);
+  const unsigned(*all)[6] = operand[warp][turn];
+  for (int j = 0; j < COLUMNS / 8; ++j)
+    for (int i = 0; i < 4; ++i) {
+      const int row = g + 8 * (i >> 1), column = 8 * j + 2 * t + (i & 1);
+      for (int k = 0; k < 8; ++k) {
+        const float x = as_float(all[4 * (row % 8) + k % 4][(row >> 3) + 2 * (k >> 2)] & 0xffffe000u);
+        d[j][i] += SIGN * x * as_float(as_bits(b[(k >> 2) * plane + 4 * column + k % 4]) & 0xffffe000u);
+      }
+    }
+}
+DEVICE void group_begin() {}
+DEVICE void group_commit() {}
+template <int LEFT> static void group_wait() {}
+DEVICE void hold(float *) {}
+DEVICE void fence_for_groups() {}
+#endif
+
 // A launch: every cluster of blocks in turn, its threads as fibers.
 static void (*kernel_of_a_thread)();
 

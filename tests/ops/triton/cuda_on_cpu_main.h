@@ -1,4 +1,4 @@
-// The launch of covariance_forward.cu.
+// The launch of the covariance pass.
 
 struct Arguments {
   const void *k;

@@ -1,4 +1,4 @@
-"""Runs covariance_forward.cu on a CPU: compiled by the C++ compiler, every CUDA thread a fiber."""
+"""Runs the CUDA covariance pass on a CPU: compiled by the C++ compiler, every CUDA thread a fiber."""
 
 import ctypes
 import shutil
@@ -24,11 +24,12 @@ class Arguments(ctypes.Structure):
 
 
 @lru_cache
-def compiled(folder: Path, key_dim: int, dtype: torch.dtype, cluster: int) -> ctypes.CDLL:
+def compiled(folder: Path, key_dim: int, dtype: torch.dtype, cluster: int, groups: bool) -> ctypes.CDLL:
     """The kernel with its launch as a library in ``folder``."""
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    settings = covariance_cuda.settings(key_dim, dtype, cluster)
-    parts = (HERE / "cuda_on_cpu.h", cuda_source.HERE / "covariance_forward.cu", HERE / "cuda_on_cpu_main.h")
+    settings = covariance_cuda.settings(key_dim, dtype, cluster, groups)
+    own = [cuda_source.HERE / file for file in covariance_cuda.sources(settings)]
+    parts = (HERE / "cuda_on_cpu.h", *own, HERE / "cuda_on_cpu_main.h")
     source = "\n".join(part.read_text() for part in parts)
     library = folder / ("_".join(map(str, settings.values())) + ".so")
     defines = [f"-D{name}={value}" for name, value in settings.items()]
@@ -47,8 +48,12 @@ def emulated_forward(
     initial_cov: Tensor,
     spans: Spans,
     cluster: int = 1,
+    together: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ``covariance_forward``; outputs start as NaN, so that what is not written shows."""
+    """As ``covariance_forward``, four warps multiplying ``together`` if they can.
+
+    Outputs start as NaN, so that what is not written shows.
+    """
     (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
     nan = float("nan")
     outputs = (
@@ -61,8 +66,8 @@ def emulated_forward(
     tensors = [x.contiguous() for x in (*given, *outputs)]
     sizes = (heads, groups, spans.chunk_size // 16)
     arguments = Arguments(*(x.data_ptr() for x in tensors), *sizes)
-    library = compiled(folder, key_dim, k.dtype, cluster)
-    expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster)["KDIM"])
+    library = compiled(folder, key_dim, k.dtype, cluster, together)
+    expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster, together))
     assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
     library.launch(ctypes.byref(arguments), spans.sequences * heads)
     return outputs

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bayesmem.ops.covariance_pass import covariance_pass
+from bayesmem.ops.triton.covariance_cuda import settings
 from bayesmem.ops.triton.covariance_forward import covariance_forward
 from bayesmem.ops.triton.spans import spans_of
 from ops.triton.emulation import emulated_forward
@@ -99,16 +100,41 @@ def test_forward_is_the_chunk_form(tmp_path_factory, way, lengths, heads, groups
         assert error < TOLERANCE, f"{name}: {error:.2e}"
 
 
+@pytest.mark.skipif(GPU, reason="there the cases above take these products where the GPU has them")
+@pytest.mark.parametrize(("lengths", "key_dim", "kind", "dtype"), [((33, 0, 20), 60, "hard", torch.float16)])
+def test_products_of_four_warps_are_the_chunk_form(tmp_path, lengths, key_dim, kind, dtype):
+    x = inputs(lengths, 2, 1, key_dim, dtype, kind)
+    spans = spans_of(tuple(torch.tensor([0, *lengths]).cumsum(0).tolist()), CHUNK, DEVICE)
+    found = emulated_forward(tmp_path, **x, spans=spans, together=True)
+    for name, actual, expected in zip(NAMES, found, reference(x, lengths), strict=True):
+        error = (actual.double() - expected).norm() / expected.norm()
+        assert error < TOLERANCE, f"{name}: {error:.2e}"
+
+
+def test_products_of_four_warps_are_taken_where_they_fit():
+    taken = {
+        (key_dim, dtype, cluster): bool(settings(key_dim, dtype, cluster, groups=True)["WARPGROUPS"])
+        for key_dim in (32, 60, 64, 80, 128)
+        for dtype in (torch.bfloat16, torch.float32)
+        for cluster in (1, 2)
+    }
+    assert {key for key, value in taken.items() if value} == {(k, torch.bfloat16, 1) for k in (60, 64, 128)}
+    assert not settings(64, torch.bfloat16, 1)["WARPGROUPS"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("together", [False, True], ids=["warps", "warpgroups"])
 @pytest.mark.parametrize(("key_dim", "cluster"), [(64, 1), (80, 1), (128, 1), (128, 2), (128, 4), (200, 4), (256, 4)])
-def test_cuda_source_at_the_sizes_of_use(tmp_path, key_dim, cluster, dtype):
+def test_cuda_source_at_the_sizes_of_use(tmp_path, key_dim, cluster, together, dtype):
+    if together and (GPU or not settings(key_dim, dtype, cluster, together)["WARPGROUPS"]):
+        pytest.skip("the same kernel as without")
     lengths = (49, 20)
     x = inputs(lengths, 1, 1, key_dim, dtype, "mixed")
     spans = spans_of((0, 49, 69), CHUNK, DEVICE)
     if GPU:
         found = covariance_forward(**x, spans=spans, cuda=cluster)
     else:
-        found = emulated_forward(tmp_path, **x, spans=spans, cluster=cluster)
+        found = emulated_forward(tmp_path, **x, spans=spans, cluster=cluster, together=together)
     for actual, expected in zip(found, reference(x, lengths), strict=True):
         assert (actual.double() - expected).norm() < TOLERANCE * expected.norm()

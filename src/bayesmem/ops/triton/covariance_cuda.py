@@ -1,6 +1,6 @@
-"""The covariance pass in CUDA C++ (covariance_forward.cu)."""
+"""The covariance pass in CUDA C++ (covariance_shared.cu tells how it works)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import torch
@@ -10,23 +10,36 @@ from bayesmem.ops.triton.cuda_source import compiled
 from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.spans import Spans
 
-SOURCES = ("covariance_prelude.cu", "covariance_forward.cu")
+PRELUDE = "covariance_prelude.cu"
 KEY_KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 LEAST_CAPABILITY = (8, 0)  # TF32 tensor cores
 CLUSTER_CAPABILITY = (9, 0)  # blocks that share their memory
+GROUP_CAPABILITY, GROUP_KEY_DIMS = (9, 0), (64, 128)  # products of four warps: Hopper's alone
 WHOLE_KEY_DIM, MAX_KEY_DIM = 128, 256  # what the registers of one multiprocessor hold, and of a cluster of four
 
 
-def settings(key_dim: int, dtype: torch.dtype, cluster: int) -> dict[str, int]:
-    """What the source is compiled with; every block of a cluster has whole warps of 16 channels."""
+def settings(key_dim: int, dtype: torch.dtype, cluster: int, groups: bool = False) -> dict[str, int]:
+    """What the sources are compiled with; every block of a cluster has whole warps of 16 channels.
+
+    With ``groups`` four warps multiply together, where keys are of 16 bits and channels fill warpgroups.
+    """
     whole = 16 * cluster
+    padded = -(-key_dim // whole) * whole
+    split = dtype == torch.float32
     return {
         "CLUSTER": cluster,
         "K": key_dim,
-        "KDIM": -(-key_dim // whole) * whole,
-        "SPLIT_KEYS": int(dtype == torch.float32),
+        "KDIM": padded,
+        "SPLIT_KEYS": int(split),
         "KEY_KIND": KEY_KINDS[dtype],
+        "WARPGROUPS": int(groups and cluster == 1 and not split and padded in GROUP_KEY_DIMS),
     }
+
+
+def sources(chosen: Mapping[str, int]) -> tuple[str, ...]:
+    """Files of the kernel but its prelude, in order."""
+    products = "covariance_warpgroups.cu" if chosen["WARPGROUPS"] else "covariance_warps.cu"
+    return ("covariance_shared.cu", products, "covariance_matrix.cu", "covariance_forward.cu")
 
 
 def cluster_size(key_dim: int) -> int:
@@ -38,16 +51,24 @@ def cluster_size(key_dim: int) -> int:
     return 4 if key_dim > WHOLE_KEY_DIM else 1
 
 
-def shared_bytes(padded: int) -> int:
-    """Size of ``struct Shared`` for keys padded to KDIM."""
-    keys, write, partial = 4 * 16 * (padded + 8), 2 * padded * 24, 3 * (padded // 16) * 320
+def shared_bytes(chosen: Mapping[str, int]) -> int:
+    """Size of ``struct Shared`` under these settings."""
+    padded = chosen["KDIM"]
+    keys, write = (17 * padded, 16 * padded + 16) if chosen["WARPGROUPS"] else (16 * (padded + 8), 24 * padded)
+    keys, write, partial = 4 * keys, 2 * write, 3 * (padded // 16) * 320
     return 4 * (keys + write + partial + 3 * 320 + 2 * 16 * 24 + 3 * 16 + 4)
+
+
+def chosen_settings(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> dict[str, int]:
+    """The settings on this GPU."""
+    capability = limits(torch.device("cuda", device)).capability
+    return settings(key_dim, dtype, cluster, groups=capability == GROUP_CAPABILITY)
 
 
 @lru_cache
 def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> Callable[..., None] | None:
-    chosen = settings(key_dim, dtype, cluster)
-    return compiled("covariance_forward", SOURCES, chosen, device, shared_bytes(chosen["KDIM"]))
+    chosen = chosen_settings(key_dim, dtype, cluster, device)
+    return compiled("covariance_forward", (PRELUDE, *sources(chosen)), chosen, device, shared_bytes(chosen))
 
 
 def chosen_cluster(k: Tensor) -> int | None:
@@ -60,7 +81,7 @@ def chosen_cluster(k: Tensor) -> int | None:
     if capability < LEAST_CAPABILITY or key_dim > most:
         return None
     cluster = cluster_size(key_dim)
-    if shared_bytes(settings(key_dim, k.dtype, cluster)["KDIM"]) > shared:
+    if shared_bytes(chosen_settings(key_dim, k.dtype, cluster, k.device.index)) > shared:
         return None
     return None if _kernel(key_dim, k.dtype, cluster, k.device.index) is None else cluster
 
@@ -81,7 +102,7 @@ def cuda_forward(
 ) -> None:
     """Launch the kernel, ``cluster`` blocks a (sequence, head); the last four tensors are filled."""
     (_, groups, key_dim), heads = k.shape, log_retention.shape[1]
-    padded = settings(key_dim, k.dtype, cluster)["KDIM"]
+    chosen = chosen_settings(key_dim, k.dtype, cluster, k.device.index)
     start = initial_cov.contiguous()
     tensors = [k, log_retention, process_noise, obs_noise, floor, start, spans.seq_start, spans.chunk_first]
     outputs = [gain, innovation_var, checkpoints, final_cov]
@@ -90,7 +111,7 @@ def cuda_forward(
     with torch.cuda.device(k.device):
         kernel(
             grid=(spans.sequences * heads * cluster, 1, 1),
-            block=(2 * padded // cluster + 64, 1, 1),
+            block=(2 * chosen["KDIM"] // cluster + 64, 1, 1),
             args=[*tensors, *outputs, heads, groups, spans.chunk_size // 16],
-            shared_mem=shared_bytes(padded),
+            shared_mem=shared_bytes(chosen),
         )

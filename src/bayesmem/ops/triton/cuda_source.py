@@ -28,8 +28,7 @@ def compiled(
     source += "".join((HERE / file).read_text() for file in files)
     try:
         with torch.cuda.device(device), without_toolkit():
-            capability = "".join(map(str, limits(torch.device("cuda", device)).capability))
-            kernel = torch.cuda._compile_kernel(source, name, compute_capability=capability)
+            kernel = torch.cuda._compile_kernel(source, name, compute_capability=architecture(device))
             if shared_bytes:
                 kernel.set_shared_memory_config(shared_bytes)
     except (RuntimeError, OSError, AttributeError, ImportError) as reason:
@@ -40,6 +39,12 @@ def compiled(
         return None
     made: Callable[..., None] = kernel
     return made
+
+
+def architecture(device: int) -> str:
+    """Of a GPU, as compilers name it; Hopper's own instructions (wgmma) need the name that no other chip runs."""
+    capability = limits(torch.device("cuda", device)).capability
+    return "".join(map(str, capability)) + ("a" if capability == (9, 0) else "")
 
 
 @contextmanager
