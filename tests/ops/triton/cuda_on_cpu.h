@@ -37,7 +37,7 @@ struct Barrier {
   }
 };
 
-static Barrier everyone, total[CLUSTER], base[CLUSTER], lanes[FIBERS / 32];
+static Barrier everyone, meeting, total[CLUSTER], base[CLUSTER], lanes[FIBERS / 32];
 static float slot[FIBERS / 32][2][32];
 static unsigned operand[FIBERS / 32][2][32][6];
 
@@ -59,7 +59,10 @@ DEVICE float exchange(float x, int lane) {
 }
 DEVICE float shuffle(float x, int lane) { return exchange(x, lane); }
 DEVICE float shuffle_xor(float x, int mask) { return exchange(x, (current % 32) ^ mask); }
-DEVICE void sync_all(int) { everyone.wait(FIBERS); }
+DEVICE void sync_all() { everyone.wait(FIBERS); }
+DEVICE void meet() { meeting.wait(FIBERS); }
+DEVICE void pass_meeting() { meeting.arrive(FIBERS); }
+DEVICE void end_meeting() {}
 DEVICE void sync_total() { total[RANK].wait(THREADS - 32); }
 DEVICE void arrive_total() { total[RANK].arrive(THREADS - 32); }
 DEVICE void arrive_base() { base[RANK].arrive(64); }

@@ -55,8 +55,9 @@ def shared_bytes(chosen: Mapping[str, int]) -> int:
     """Size of ``struct Shared`` under these settings."""
     padded = chosen["KDIM"]
     keys, write = (17 * padded, 16 * padded + 16) if chosen["WARPGROUPS"] else (16 * (padded + 8), 24 * padded)
-    keys, write, partial = 4 * keys, 2 * write, 3 * (padded // 16) * 320
-    return 4 * (keys + write + partial + 3 * 320 + 2 * 16 * 24 + 3 * 16 + 4)
+    partial = (padded // 16) * (2 if chosen["CLUSTER"] == 1 else 3)
+    tables = 2 * (2 * 16 * 24 + 3 * 16 + 4)
+    return 4 * (4 * keys + 2 * write + 320 * (partial + 6) + tables)
 
 
 def chosen_settings(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> dict[str, int]:

@@ -15,6 +15,38 @@ DEVICE void gather(float *x, const float (*partial)[TILE], int lane) {
   }
 }
 
+// gram of step n + 1 and link of step n, from keys alone.
+DEVICE void compare_keys(Shared &s, int n, int lane) {
+  const float *before = s.key[(n + BUFFERS) % BUFFERS], *keys = s.key[(n + 1) % BUFFERS];
+  const int g = lane >> 2, t = lane & 3;
+  float gram[2][4], link[2][4];
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) gram[m][i] = link[m][i] = 0.f;
+#pragma unroll 4
+  for (int j = 0; j < TILES; ++j) {
+    const int low = key_at(g, 8 * j + 2 * t), low1 = key_at(g, 8 * j + 2 * t + 1);
+    const int high = key_at(g + 8, 8 * j + 2 * t), high1 = key_at(g + 8, 8 * j + 2 * t + 1);
+    const float k0 = keys[low], k1 = keys[low1], k2 = keys[high], k3 = keys[high1];
+    key_product(gram[0], k0, k2, k1, k3, k0, k1);
+    key_product(gram[1], k0, k2, k1, k3, k2, k3);
+    if (n < 0) continue;
+    const float b0 = before[low], b1 = before[low1], b2 = before[high], b3 = before[high1];
+    key_product(link[0], b0, b2, b1, b3, k0, k1);
+    key_product(link[1], b0, b2, b1, b3, k2, k3);
+  }
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    const int at = g * TILE_ROW + 8 * m + 2 * t, below = at + 8 * TILE_ROW;
+    store2(s.gram + at, gram[m][0], gram[m][1]);
+    store2(s.gram + below, gram[m][2], gram[m][3]);
+    store2(s.link[n & 1] + at, link[m][0], link[m][1]);
+    store2(s.link[n & 1] + below, link[m][2], link[m][3]);
+  }
+  sync_warp();
+}
+
 // Decays, noises and all of G that does not wait for the write before it.
 DEVICE void gate_warp(Shared &s, const float *log_retention, const float *process_noise, const float *obs_noise,
                       float floor, int length, int H) {
@@ -24,7 +56,8 @@ DEVICE void gate_warp(Shared &s, const float *log_retention, const float *proces
   float coming[3] = {0.f, 0.f, 1.f};
   if (c < length) coming[0] = log_retention[c * H], coming[1] = process_noise[c * H], coming[2] = obs_noise[c * H];
 
-  sync_all(0);
+  sync_all();
+  compare_keys(s, -1, lane);
   for (int n = 0; n <= steps; ++n) {  // prepares step n; the matrix warps stand at step n - 1
     const float kept = expf(coming[0]), noise = coming[1], given = coming[2];
     const int later = 16 * (n + 1) + c;
@@ -60,30 +93,75 @@ DEVICE void gate_warp(Shared &s, const float *log_retention, const float *proces
     }
     const float r = shuffle(given, row);
 
-    sync_all(0);
-    if (n == steps) {
-      sync_all(1);
-      break;
-    }
+    sync_all();
     float base[8], gram[8];
     gather(base, s.quad, lane);
-    gather(gram, s.gram, lane);
+    const int at = row * TILE_ROW + left_column, odd = n & 1;
+    load4(gram, s.gram + at);
+    load4(gram + 4, s.gram + at + 4);
+    if (n < steps) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      base[i] = together[i] * (keep * base[i] + add * gram[i]) + fresh[i] * gram[i];
-      if (left_column + i == row) base[i] += fmaxf(r, floor * gram[i]);
-    }
-    keep = since * since, add = gathered;
-    sync_all(1);  // the matrix warps have read the tables of the step before
+      for (int i = 0; i < 8; ++i) {
+        base[i] = together[i] * (keep * base[i] + add * gram[i]) + fresh[i] * gram[i];
+        if (left_column + i == row) base[i] += fmaxf(r, floor * gram[i]);
+      }
+      keep = since * since, add = gathered;
 #pragma unroll
-    for (int i = 0; i < 8; i += 4) {
-      store4(s.base + row * TILE_ROW + left_column + i, base + i);
-      store4(s.fresh + row * WIDE_ROW + left_column + i, fresh + i);
+      for (int i = 0; i < 8; i += 4) {
+        store4(s.base + at + i, base + i);
+        store4(s.fresh[odd] + row * WIDE_ROW + left_column + i, fresh + i);
+      }
+      if (lane < 16) s.since[odd][c] = mine, s.left_over[odd][c] = left_over;
+      if (lane == 0) s.step[odd][0] = keep, s.step[odd][1] = add;
+      arrive_base();
     }
-    if (lane < 16) s.since[c] = mine, s.left_over[c] = left_over;
-    if (lane == 0) s.step[0] = keep, s.step[1] = add;
-    arrive_base();
+    pass_meeting();  // quad is read
+    if (n < steps) compare_keys(s, n, lane);
+    end_meeting();
   }
+}
+
+// X of step n from Z, summed over warps, and link; into `total`.
+DEVICE void cross_keys(Shared &s, int n, int lane) {
+  const int g = lane >> 2, t = lane & 3, at = (lane >> 1) * TILE_ROW + 8 * (lane & 1), odd = n & 1;
+  float sum[8];
+  gather(sum, s.cross[n % CROSS], lane);
+  store4(s.total + at, sum);
+  store4(s.total + at + 4, sum + 4);
+  sync_warp();
+  float x[2][4], y[2][4];  // two chains of accumulation
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) x[m][i] = y[m][i] = 0.f;
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    const float from0 = s.since[odd][8 * c + 2 * t], from1 = s.since[odd][8 * c + 2 * t + 1];
+    float a[4], b[4];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = g + 8 * half, place = row * WIDE_ROW + 8 * c + 2 * t;
+      const float reached = s.since[odd][row], scale = s.factor[odd][row];
+      const float u0 = scale * s.whiten[odd][place], u1 = scale * s.whiten[odd][place + 1];
+      a[2 * half] = u0 * reached * from0, a[2 * half + 1] = u1 * reached * from1;
+      b[2 * half] = u0 * s.fresh[odd][place], b[2 * half + 1] = u1 * s.fresh[odd][place + 1];
+    }
+    const Left of_z = left(a[0], a[1], a[2], a[3]), of_link = left(b[0], b[1], b[2], b[3]);
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      const int from = (8 * c + 2 * t) * TILE_ROW + 8 * m + g;
+      product(x[m], of_z, s.total[from], s.total[from + TILE_ROW]);
+      product(y[m], of_link, s.link[odd][from], s.link[odd][from + TILE_ROW]);
+    }
+  }
+  sync_warp();  // Z is read
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    float *to = s.total + g * TILE_ROW + 8 * m + 2 * t;
+    store2(to, x[m][0] + y[m][0], x[m][1] + y[m][1]);
+    store2(to + 8 * TILE_ROW, x[m][2] + y[m][2], x[m][3] + y[m][3]);
+  }
+  sync_warp();
 }
 
 DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
@@ -91,40 +169,41 @@ DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
   const int steps = (length + 15) / 16;
   if (half)
     for (int i = 0; i < 16; ++i) s.base[TILE + c * TILE_ROW + i] = i == c ? 1.f : 0.f;
-  sync_all(0);
+  sync_all();
   for (int n = 0; n <= steps; ++n) {  // factorises step n
-    sync_all(0);
-    sync_all(1);
-    float x[8];
-    gather(x, s.cross, lane);
-    const int at = (lane >> 1) * TILE_ROW + 8 * (lane & 1);
-    store4(s.total + at, x);
-    store4(s.total + at + 4, x + 4);
-    sync_warp();
-    arrive_total();
-    if (n == steps) break;
+    sync_all();
+    pass_meeting();
+    const int odd = n & 1;
+    if (n > 0) cross_keys(s, n - 1, lane);
+    if (n < steps) sync_base();
+    if (n > 0) arrive_total();
+    if (n == steps) {
+      end_meeting();
+      break;
+    }
     float fallen[16], across[16];  // X^T X: the halves of the warp take half of the sum each
 #pragma unroll
     for (int i = 0; i < 16; ++i) fallen[i] = 0.f;
+    if (n > 0) {
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float *line = s.total + (8 * half + j) * TILE_ROW;
-      const float own = line[c];
+      for (int j = 0; j < 8; ++j) {
+        const float *line = s.total + (8 * half + j) * TILE_ROW;
+        const float own = line[c];
 #pragma unroll
-      for (int i = 0; i < 16; i += 4) load4(across + i, line + i);
+        for (int i = 0; i < 16; i += 4) load4(across + i, line + i);
 #pragma unroll
-      for (int i = 0; i < 16; ++i) fallen[i] += across[i] * own;
+        for (int i = 0; i < 16; ++i) fallen[i] += across[i] * own;
+      }
+#pragma unroll
+      for (int i = 0; i < 16; ++i) fallen[i] += shuffle_xor(fallen[i], 16);
     }
-#pragma unroll
-    for (int i = 0; i < 16; ++i) fallen[i] += shuffle_xor(fallen[i], 16);
     // Lanes 0 to 15 hold the columns of G, of which rows i <= c count, lanes 16 to 31 those of the identity.
-    sync_base();
     float a[16], since[16];
-    const float mine = half ? 0.f : s.since[c];
+    const float mine = half ? 0.f : s.since[odd][c];
 #pragma unroll
     for (int i = 0; i < 16; i += 4) {
       load4(a + i, s.base + lane * TILE_ROW + i);
-      load4(since + i, s.since + i);
+      load4(since + i, s.since[odd] + i);
     }
 #pragma unroll
     for (int i = 0; i < 16; ++i) a[i] -= mine * since[i] * fallen[i];
@@ -141,14 +220,15 @@ DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
     const float inverse = reciprocal(pivot);
     if (half == 0) {
       const int token = 16 * n + c;
-      s.factor[c] = s.left_over[c] * sqrtf(pivot);
+      s.factor[odd][c] = s.left_over[odd][c] * sqrtf(pivot);
       if (token < length && RANK == 0) innovation_var[(long long)token * H] = pivot;
     }
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       const float share = a[i] * shuffle(inverse, i);
-      if (half) s.whiten[i * WIDE_ROW + c] = share;
+      if (half) s.whiten[odd][i * WIDE_ROW + c] = share;
     }
+    end_meeting();
   }
 }
 

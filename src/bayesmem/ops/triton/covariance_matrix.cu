@@ -1,36 +1,34 @@
-// quad and gram of one step over the channels of this warp; pk: [own channels, tokens].
-DEVICE void score(Shared &s, const float *keys, const float pk[2][4], int warp, int g, int t, int own) {
-  float *turned = s.cross[warp];
+// The matrix warps (covariance_shared.cu says how they work).
+
+// Products of pk ([own channels, tokens]) with keys, summed over the channels of this warp: [tokens of pk, tokens of keys].
+// `tile` is this block's place for them, and holds pk turned until then.
+DEVICE void contract(float *tile, const float pk[2][4], const float *keys, int g, int t, int own) {
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
-    store2(turned + g * TILE_ROW + 8 * m + 2 * t, pk[m][0], pk[m][1]);
-    store2(turned + (g + 8) * TILE_ROW + 8 * m + 2 * t, pk[m][2], pk[m][3]);
+    store2(tile + g * TILE_ROW + 8 * m + 2 * t, pk[m][0], pk[m][1]);
+    store2(tile + (g + 8) * TILE_ROW + 8 * m + 2 * t, pk[m][2], pk[m][3]);
   }
   sync_warp();
-  float quad[2][4], gram[2][4];
+  float sum[2][4];
 #pragma unroll
   for (int m = 0; m < 2; ++m)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) quad[m][i] = gram[m][i] = 0.f;
+    for (int i = 0; i < 4; ++i) sum[m][i] = 0.f;
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
-    const float *at = turned + (8 * c + 2 * t) * TILE_ROW + g;
+    const float *at = tile + (8 * c + 2 * t) * TILE_ROW + g;
     const int channel = own + 8 * c + 2 * t;
-    const float k00 = keys[key_at(g, channel)], k01 = keys[key_at(g, channel + 1)];
-    const float k10 = keys[key_at(g + 8, channel)], k11 = keys[key_at(g + 8, channel + 1)];
     const Left a = left(at[0], at[TILE_ROW], at[8], at[TILE_ROW + 8]);
-    product_key(quad[0], a, k00, k01);
-    product_key(quad[1], a, k10, k11);
-    key_product(gram[0], k00, k10, k01, k11, k00, k01);
-    key_product(gram[1], k00, k10, k01, k11, k10, k11);
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+      product_key(sum[m], a, keys[key_at(8 * m + g, channel)], keys[key_at(8 * m + g, channel + 1)]);
   }
+  sync_warp();
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
-    const int at = g * TILE_ROW + 8 * m + 2 * t, below = at + 8 * TILE_ROW;
-    share2(s.quad[warp] + at, quad[m][0], quad[m][1]);
-    share2(s.quad[warp] + below, quad[m][2], quad[m][3]);
-    share2(s.gram[warp] + at, gram[m][0], gram[m][1]);
-    share2(s.gram[warp] + below, gram[m][2], gram[m][3]);
+    float *at = tile + g * TILE_ROW + 8 * m + 2 * t;
+    share2(at, sum[m][0], sum[m][1]);
+    share2(at + 8 * TILE_ROW, sum[m][2], sum[m][3]);
   }
 }
 
@@ -55,7 +53,7 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
   store_key(s.key[0], key_token, key_column, coming);
   for (int i = THREAD; i < WRITE_SIZE; i += 32 * OWN_WARPS) s.write[i] = s.rest[i] = 0.f;
   publish();
-  sync_all(0);  // the first keys are there
+  sync_all();  // the first keys are there
 
   // [own channels, tokens]: the gains of a step, its P k, that of the next, W^T
   float gains[2][4], y[2][4], ahead[2][4], w[2][4];
@@ -71,13 +69,10 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     const int token = 16 * (n + 3) + key_token;
     coming = load_keys(keys + (long long)token * G * K, key_column, token < length);
     float keep = 1.f, add = 0.f;
-    if (n == -1) {
-      sync_all(0);
-      for (int i = 2 * lane; i < TILE; i += 64) share2(s.cross[warp] + i, 0.f, 0.f);
-    }
+    if (n >= -1) sync_all();  // the factors of this step are there, and quad of the next
     if (n >= 0) {
-      sync_all(0);  // the factors of this step are there
-      keep = s.step[0], add = s.step[1];
+      const int odd = n & 1;
+      keep = s.step[odd][0], add = s.step[odd][1];
       float part[2][2][4];  // W^T from P k and from k: short chains of accumulation
 #pragma unroll
       for (int m = 0; m < 2; ++m)
@@ -89,12 +84,12 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
         const int token = 8 * c + 2 * t;
         const float low0 = now[key_at(token, own + g)], low1 = now[key_at(token + 1, own + g)];
         const float high0 = now[key_at(token, own + g + 8)], high1 = now[key_at(token + 1, own + g + 8)];
-        const float from0 = s.since[8 * c + 2 * t], from1 = s.since[8 * c + 2 * t + 1];
+        const float from0 = s.since[odd][8 * c + 2 * t], from1 = s.since[odd][8 * c + 2 * t + 1];
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
           const int at = (8 * m + g) * WIDE_ROW + 8 * c + 2 * t;
-          const float u0 = s.whiten[at], u1 = s.whiten[at + 1], reached = s.since[8 * m + g];
-          const float f0 = u0 * s.fresh[at], f1 = u1 * s.fresh[at + 1];
+          const float u0 = s.whiten[odd][at], u1 = s.whiten[odd][at + 1], reached = s.since[odd][8 * m + g];
+          const float f0 = u0 * s.fresh[odd][at], f1 = u1 * s.fresh[odd][at + 1];
           product(c ? part[0][m] : w[m], a, u0 * reached * from0, u1 * reached * from1);
           if (SPLIT_KEYS) {
             product(part[1][m], left(low0, low1, high0, high1), f0, f1);
@@ -113,44 +108,35 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
         for (int i = 0; i < 4; ++i) {
           const float whole = w[m][i] + (part[0][m][i] + part[1][m][i]);
           gains[m][i] = whole;
-          w[m][i] = whole * s.factor[row + (i & 1)];
+          w[m][i] = whole * s.factor[odd][row + (i & 1)];
         }
 #pragma unroll
         for (int i = 0; i < 4; i += 2) store_write(s, own + g + 4 * i, row, w[m][i], w[m][i + 1]);
       }
-      publish();
-      sync_warp();
-      float x[2][2][4];
-#pragma unroll
-      for (int c = 0; c < 2; ++c)
-#pragma unroll
-        for (int m = 0; m < 2; ++m)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) x[c][m][i] = 0.f;
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int channel = own + 8 * c + 2 * t;
-        const int place[4] = {write_at(channel, g), write_at(channel, g + 8), write_at(channel + 1, g),
-                              write_at(channel + 1, g + 8)};
-        Left a;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          a.v[i].hi = as_bits(s.write[place[i]]);
-          a.v[i].lo = as_bits(s.rest[place[i]]);
-        }
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          product_key(x[c][m], a, next[key_at(8 * m + g, channel)], next[key_at(8 * m + g, channel + 1)]);
-        }
-      }
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        float *at = s.cross[warp] + g * TILE_ROW + 8 * m + 2 * t;
-        share2(at, x[0][m][0] + x[1][m][0], x[0][m][1] + x[1][m][1]);
-        share2(at + 8 * TILE_ROW, x[0][m][2] + x[1][m][2], x[0][m][3] + x[1][m][3]);
-      }
+      sync_total();  // X is there
     }
-    if (n >= -1) sync_all(1);  // all of W is there, and the factor warp may form the next G
+    if (n >= -1) {
+      // P k of the next step, from that before the write: Y = R_C^2 Y + c_C k - W^T X
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          y[m][i] = keep * ahead[m][i] + add * next[key_at(8 * m + 2 * t + (i & 1), own + g + 8 * (i >> 1))];
+      if (n >= 0) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const Left a = left(-w[c][0], -w[c][1], -w[c][2], -w[c][3]);
+#pragma unroll
+          for (int m = 0; m < 2; ++m) {
+            const float *b = s.total + (8 * c + 2 * t) * TILE_ROW + 8 * m + g;
+            product(y[m], a, b[0], b[TILE_ROW]);
+          }
+        }
+      }
+      contract(s.cross[(n + 1) % CROSS][warp], y, later, g, t, own);  // Z of the next step
+      publish();
+      meet();  // all of W is there
+    }
 
     // P <- R_C^2 P + c_C I - W^T W
 #pragma unroll
@@ -172,30 +158,14 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
       for (int i = 0; i < 4; ++i)
         if (n >= 0 && 8 * m + (i & 1) < live && own + g + 8 * (i >> 1) < K)
           out[(long long)(8 * m + (i & 1)) * H * K + 8 * (i >> 1)] = gains[m][i];
-    if (n >= -1) sync_total();  // X is summed
-    // P k of the next step, from that before the write: Y = R_C^2 Y + c_C k - W^T X
-#pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        y[m][i] = keep * ahead[m][i] + add * next[key_at(8 * m + 2 * t + (i & 1), own + g + 8 * (i >> 1))];
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const Left a = left(-w[c][0], -w[c][1], -w[c][2], -w[c][3]);
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        const float *b = s.total + (8 * c + 2 * t) * TILE_ROW + 8 * m + g;
-        product(y[m], a, b[0], b[TILE_ROW]);
-      }
-    }
     end_update(p);
     const int done = n + 1;  // P now stands before this step
     if (done >= 0 && done % blocks_a_chunk == 0 && done < steps) {
       store_rows(checkpoint + ((long long)(first_chunk + done / blocks_a_chunk) * H + head) * K * K, p, own + g, 2 * t);
     }
     if (n == steps - 1) break;
-    times_keys(ahead, p, later, g, t);  // P k, quad and gram of the step after it
-    score(s, later, ahead, warp, g, t, own);
+    times_keys(ahead, p, later, g, t);  // P k and quad of the step after the next
+    contract(s.quad[warp], ahead, later, g, t, own);
     store_key(s.key[(n + 3) % BUFFERS], key_token, key_column, coming);
     publish();
   }

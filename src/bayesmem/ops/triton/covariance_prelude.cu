@@ -25,17 +25,25 @@ DEVICE float as_float(unsigned x) { return __uint_as_float(x); }
 DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE void sync_warp() { __syncwarp(); }
+// All meet in sync_all. In meet only the matrix warps wait; the others say that they pass, and end it before the next.
 #if CLUSTER > 1
-DEVICE void sync_all(int) {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+DEVICE void pass_meeting() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+DEVICE void end_meeting() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+DEVICE void meet() {
+  pass_meeting();
+  end_meeting();
 }
+DEVICE void sync_all() { meet(); }
 DEVICE float *peer(float *at, int rank) {
   unsigned long long there;
   asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"((unsigned long long)at), "r"(rank));
   return (float *)there;
 }
 #else
-DEVICE void sync_all(int which) { asm volatile("bar.sync %0, %1;" ::"r"(which + 1), "r"(THREADS) : "memory"); }
+DEVICE void sync_all() { asm volatile("bar.sync 1, %0;" ::"r"(THREADS) : "memory"); }
+DEVICE void meet() { asm volatile("bar.sync 2, %0;" ::"r"(THREADS) : "memory"); }
+DEVICE void pass_meeting() { asm volatile("bar.arrive 2, %0;" ::"r"(THREADS) : "memory"); }
+DEVICE void end_meeting() {}
 DEVICE float *peer(float *at, int) { return at; }
 #endif
 DEVICE void sync_total() { asm volatile("bar.sync 4, %0;" ::"r"(THREADS - 32) : "memory"); }

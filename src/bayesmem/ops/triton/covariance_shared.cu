@@ -8,11 +8,16 @@
 //   P <- R_C^2 P + c_C I - W^T W,      W_s = (R_C/R_s) sqrt(D_s) gain_s
 //
 // Three kinds of warps work side by side. The *matrix warps* (one for every 16 rows of P, which they hold in registers
-// as tensor core accumulators) do all products, the *factor warp* eliminates the 16 x 16 matrix G, and the *gate warp*
-// prepares what it can of the next one. So that none waits for long, the next step's k P k is formed from the covariance
-// before this step and corrected:
+// as tensor core accumulators) do all products with P, the *factor warp* eliminates the 16 x 16 matrix G, and the *gate
+// warp* prepares what it can of the next one. So that none waits for long, the next step's k P k is formed from the
+// covariance before this step and corrected by X, and X from what is known before this step's factors:
 //
-//   kPk = R_C^2 quad + c_C gram - X^T X,   quad = k P_before k,   gram = k.k,   X = W k          (cross)
+//   kPk = R_C^2 quad + c_C gram - X^T X,   quad = k' P_before k',  gram = k'.k'        (k' the keys of the next step)
+//   X = W k' = A Z + B link,               Z = k P k',             link = k.k'
+//   W_s = sum_j A_sj P k_j + B_sj k_j,     A_sj = (R_C/R_s) U_sj/sqrt(D_s) R_s R_j,  B_sj = .. (R_s/R_j) c_j
+//
+// So the factor warp goes from G to the next G by itself, while the matrix warps write W into P. In a step all meet once
+// (sync_all: factors are there, and sums), and the matrix warps once more (meet: all of W is there).
 //
 // Products are 3xTF32: a float32 is split into two TF32 numbers, and only the product of the two small halves is left
 // out. Keys of 16 bits are TF32 numbers already (SPLIT_KEYS 0), and then two products do.
@@ -34,6 +39,7 @@
 #define TILE_ROW 20
 #define TILE (16 * TILE_ROW)
 #define BUFFERS 4              // keys of this step and of the two next, and one to fill
+#define CROSS (CLUSTER > 1 ? 2 : 1)  // blocks of a cluster may be half a step apart
 
 // How keys and W lie in shared memory: by rows for one warp's products, by blocks of 8 x 4 (each 128 bytes, what the
 // tensor cores of a warpgroup read) for those of four. A plane holds every second column; planes and rows are padded.
@@ -60,15 +66,16 @@ struct Shared {
   float key[BUFFERS][KEY_SIZE];
   float write[WRITE_SIZE];             // W^T, its large halves
   float rest[WRITE_SIZE];              // its small halves
-  float cross[MATRIX_WARPS][TILE];     // partial sums over the channels of one warp
+  float cross[CROSS][MATRIX_WARPS][TILE];  // Z and quad: partial sums over the channels of one warp
   float quad[MATRIX_WARPS][TILE];
-  float gram[MATRIX_WARPS][TILE];
-  float total[TILE];                   // X, summed
+  float total[TILE];                   // Z, then X
   float base[2 * TILE];                // all of G but X^T X; below it the identity
-  float whiten[16 * WIDE_ROW];         // U_sj / D_s
-  float fresh[16 * WIDE_ROW];          // (R_s/R_j) c_j
-  float since[16], left_over[16], factor[16];  // R_s, R_C/R_s, (R_C/R_s) sqrt(D_s)
-  float step[4];                       // R_C^2, c_C
+  float gram[TILE];
+  float link[2][TILE];                 // from here on a table for steps of even number and one for odd ones
+  float whiten[2][16 * WIDE_ROW];      // U_sj / D_s
+  float fresh[2][16 * WIDE_ROW];       // (R_s/R_j) c_j
+  float since[2][16], left_over[2][16], factor[2][16];  // R_s, R_C/R_s, (R_C/R_s) sqrt(D_s)
+  float step[2][4];                    // R_C^2, c_C
 };
 
 struct Split { unsigned hi, lo; };
