@@ -114,11 +114,12 @@ def test_products_of_four_warps_are_the_chunk_form(tmp_path, lengths, key_dim, k
 def test_products_of_four_warps_are_taken_where_they_fit():
     taken = {
         (key_dim, dtype, cluster): bool(settings(key_dim, dtype, cluster, groups=True)["WARPGROUPS"])
-        for key_dim in (32, 60, 64, 80, 128)
+        for key_dim in (32, 60, 64, 80, 128, 256)
         for dtype in (torch.bfloat16, torch.float32)
-        for cluster in (1, 2)
+        for cluster in (1, 2, 4)
     }
-    assert {key for key, value in taken.items() if value} == {(k, torch.bfloat16, 1) for k in (60, 64, 128)}
+    sizes = ((60, 1), (64, 1), (128, 1), (256, 4))
+    assert {key for key, value in taken.items() if value} == {(k, torch.bfloat16, c) for k, c in sizes}
     assert not settings(64, torch.bfloat16, 1)["WARPGROUPS"]
 
 

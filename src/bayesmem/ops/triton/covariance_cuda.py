@@ -14,7 +14,8 @@ PRELUDE = "covariance_prelude.cu"
 KEY_KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 LEAST_CAPABILITY = (8, 0)  # TF32 tensor cores
 CLUSTER_CAPABILITY = (9, 0)  # blocks that share their memory
-GROUP_CAPABILITY, GROUP_KEY_DIMS = (9, 0), (64, 128)  # products of four warps: Hopper's alone
+GROUP_CAPABILITY = (9, 0)  # products of four warps: Hopper's alone
+GROUP_SIZES = ((64, 1), (128, 1), (256, 4))  # padded key dims and clusters whose blocks have whole warpgroups
 WHOLE_KEY_DIM, MAX_KEY_DIM = 128, 256  # what the registers of one multiprocessor hold, and of a cluster of four
 
 
@@ -32,7 +33,7 @@ def settings(key_dim: int, dtype: torch.dtype, cluster: int, groups: bool = Fals
         "KDIM": padded,
         "SPLIT_KEYS": int(split),
         "KEY_KIND": KEY_KINDS[dtype],
-        "WARPGROUPS": int(groups and cluster == 1 and not split and padded in GROUP_KEY_DIMS),
+        "WARPGROUPS": int(groups and not split and (padded, cluster) in GROUP_SIZES),
     }
 
 

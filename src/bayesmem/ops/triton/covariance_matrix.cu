@@ -70,6 +70,7 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     coming = load_keys(keys + (long long)token * G * K, key_column, token < length);
     float keep = 1.f, add = 0.f;
     if (n >= -1) sync_all();  // the factors of this step are there, and quad of the next
+    accept();
     if (n >= 0) {
       const int odd = n & 1;
       keep = s.step[odd][0], add = s.step[odd][1];
@@ -136,6 +137,7 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
       contract(s.cross[(n + 1) % CROSS][warp], y, later, g, t, own);  // Z of the next step
       publish();
       meet();  // all of W is there
+      accept();
     }
 
     // P <- R_C^2 P + c_C I - W^T W

@@ -122,14 +122,37 @@ template <int SIGN> DEVICE void group_product_128(float (*d)[4], const unsigned 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1), "n"(SIGN));
 }
 #endif
+#if KDIM == 256
+template <int SIGN> DEVICE void group_product_256(float (*d)[4], const unsigned *a, unsigned long long b) {
+  asm volatile(
+      "{.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k8.f32.tf32.tf32 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63,"
+      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79,"
+      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95,"
+      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111,"
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+      "}, {%128, %129, %130, %131}, %132, p, %134, 1;}"
+      : G4(d[0]), G4(d[1]), G4(d[2]), G4(d[3]), G4(d[4]), G4(d[5]), G4(d[6]), G4(d[7]),
+        G4(d[8]), G4(d[9]), G4(d[10]), G4(d[11]), G4(d[12]), G4(d[13]), G4(d[14]), G4(d[15]),
+        G4(d[16]), G4(d[17]), G4(d[18]), G4(d[19]), G4(d[20]), G4(d[21]), G4(d[22]), G4(d[23]),
+        G4(d[24]), G4(d[25]), G4(d[26]), G4(d[27]), G4(d[28]), G4(d[29]), G4(d[30]), G4(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1), "n"(SIGN));
+}
+#endif
 template <int COLUMNS, int SIGN> DEVICE void group_product(float (*d)[4], const unsigned *a, const float *b, int plane) {
   const unsigned long long at = (unsigned)__cvta_generic_to_shared(b) >> 4;  // strides: to the second four, to 8 more columns
   const unsigned long long operand = at | (unsigned long long)(plane / 4) << 16 | (unsigned long long)(128 / 16) << 32;
   if constexpr (COLUMNS == 16) group_product_16<SIGN>(d, a, operand);
 #if KDIM == 64
   else group_product_64<SIGN>(d, a, operand);
-#else
+#elif KDIM == 128
   else group_product_128<SIGN>(d, a, operand);
+#else
+  else group_product_256<SIGN>(d, a, operand);
 #endif
 }
 DEVICE void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

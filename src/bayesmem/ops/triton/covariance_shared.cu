@@ -119,7 +119,17 @@ DEVICE void key_product(float *c, float a0, float a1, float a2, float a3, float 
   else mma(c, as_bits(a0), as_bits(a1), as_bits(a2), as_bits(a3), as_bits(b0), as_bits(b1));
 }
 
-// The same two numbers into the shared memory of every block of the cluster.
+// The same numbers into the shared memory of every block of the cluster.
+DEVICE void share(float *at, float x) {
+#pragma unroll
+  for (int rank = 0; rank < CLUSTER; ++rank) *peer(at, rank) = x;
+}
+
+DEVICE void share4(float *at, const float *x) {
+#pragma unroll
+  for (int rank = 0; rank < CLUSTER; ++rank) store4(peer(at, rank), x);
+}
+
 DEVICE void share2(float *at, float x, float y) {
 #pragma unroll
   for (int rank = 0; rank < CLUSTER; ++rank) store2(peer(at, rank), x, y);

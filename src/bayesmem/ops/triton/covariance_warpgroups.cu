@@ -68,19 +68,24 @@ DEVICE void times_keys(float pk[2][4], const float p[TILES][4], const float *key
 // What this thread wrote into shared memory is for the tensor cores to see, once all warps have met.
 DEVICE void publish() { fence_for_groups(); }
 
+// What other blocks wrote into this one's shared memory, and have said so, is for its tensor cores to see.
+DEVICE void accept() {
+  if (CLUSTER > 1) fence_for_groups();
+}
+
 // Eight channels of one key into shared memory: the even ones lie in one plane, the odd ones in the next.
 DEVICE void store_key(float *keys, int token, int column, const Channels &c) {
   float x[8];
   as_floats(x, c);
   const float even[4] = {x[0], x[2], x[4], x[6]}, odd[4] = {x[1], x[3], x[5], x[7]};
-  store4(keys + key_at(token, column), even);
-  store4(keys + key_at(token, column + 1), odd);
+  share4(keys + key_at(token, column), even);
+  share4(keys + key_at(token, column + 1), odd);
 }
 
 // Two neighbouring entries of W^T, split.
 DEVICE void store_write(Shared &s, int channel, int token, float x, float y) {
   const Split s0 = split(x), s1 = split(y);
   const int at = write_at(channel, token);
-  s.write[at] = as_float(s0.hi), s.write[at + WRITE_PLANE] = as_float(s1.hi);
-  s.rest[at] = as_float(s0.lo), s.rest[at + WRITE_PLANE] = as_float(s1.lo);
+  share(s.write + at, as_float(s0.hi)), share(s.write + at + WRITE_PLANE, as_float(s1.hi));
+  share(s.rest + at, as_float(s0.lo)), share(s.rest + at + WRITE_PLANE, as_float(s1.lo));
 }

@@ -63,6 +63,7 @@ DEVICE void times_keys(float pk[2][4], const float p[TILES][4], const float *key
 
 // What other warps will read from shared memory: nothing to do but to meet them.
 DEVICE void publish() {}
+DEVICE void accept() {}
 
 // Eight channels of one key into shared memory.
 DEVICE void store_key(float *keys, int token, int column, const Channels &c) {
