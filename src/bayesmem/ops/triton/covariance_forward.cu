@@ -109,9 +109,9 @@ DEVICE void gate_warp(Shared &s, const float *log_retention, const float *proces
 #pragma unroll
       for (int i = 0; i < 8; i += 4) {
         store4(s.base + at + i, base + i);
-        store4(s.fresh[odd] + row * WIDE_ROW + left_column + i, fresh + i);
+        store4(s.fresh + row * WIDE_ROW + left_column + i, fresh + i);
       }
-      if (lane < 16) s.since[odd][c] = mine, s.left_over[odd][c] = left_over;
+      if (lane < 16) s.since[c] = mine, s.left_over[c] = left_over;
       if (lane == 0) s.step[odd][0] = keep, s.step[odd][1] = add;
       arrive_base();
     }
@@ -121,45 +121,103 @@ DEVICE void gate_warp(Shared &s, const float *log_retention, const float *proces
   }
 }
 
-// X of step n from Z, summed over warps, and link; into `total`.
-DEVICE void cross_keys(Shared &s, int n, int lane) {
+// The right sides of W = A P k + B k, from U / D.
+DEVICE void prepare_mix(float (*mix)[4][128], const Shared &s, int lane) {
+  const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int c = 0; c < 2; ++c)
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      const int row = 8 * m + g, column = 8 * c + 2 * t, at = row * WIDE_ROW + column;
+      const float u0 = s.whiten[at], u1 = s.whiten[at + 1], reached = s.since[row];
+      float halves[4];
+      split_pair(halves, u0 * reached * s.since[column], u1 * reached * s.since[column + 1]);
+      store4(mix[0][2 * c + m] + 4 * lane, halves);
+      split_pair(halves, u0 * s.fresh[at], u1 * s.fresh[at + 1]);
+      store4(mix[1][2 * c + m] + 4 * lane, halves);
+    }
+}
+
+struct Seen { float part[2][2][4]; };  // X, split, as the right sides of products: [rows 8 c + .., columns 8 m + ..]
+
+// X of step n from Z, summed over warps, and link.
+DEVICE Seen cross_keys(Shared &s, int n, int lane) {
   const int g = lane >> 2, t = lane & 3, at = (lane >> 1) * TILE_ROW + 8 * (lane & 1), odd = n & 1;
-  float sum[8];
+  float sum[8], of[2][2][2][4];  // A and B as left sides
+#pragma unroll
+  for (int kind = 0; kind < 2; ++kind)
+#pragma unroll
+    for (int c = 0; c < 2; ++c)
+#pragma unroll
+      for (int m = 0; m < 2; ++m) load4(of[kind][c][m], s.mix[odd][kind][2 * c + m] + 4 * lane);
   gather(sum, s.cross[n % CROSS], lane);
   store4(s.total + at, sum);
   store4(s.total + at + 4, sum + 4);
   sync_warp();
-  float x[2][4], y[2][4];  // two chains of accumulation
+  float x[2][6][4];
+  clear<12>(x[0]);
 #pragma unroll
-  for (int m = 0; m < 2; ++m)
+  for (int kind = 0; kind < 2; ++kind)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[m][i] = y[m][i] = 0.f;
+    for (int c = 0; c < 2; ++c) {
+      Left a;
 #pragma unroll
-  for (int c = 0; c < 2; ++c) {
-    const float from0 = s.since[odd][8 * c + 2 * t], from1 = s.since[odd][8 * c + 2 * t + 1];
-    float a[4], b[4];
+      for (int i = 0; i < 4; ++i)
+        a.v[i].hi = as_bits(of[kind][c][i & 1][i >> 1]), a.v[i].lo = as_bits(of[kind][c][i & 1][2 + (i >> 1)]);
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = g + 8 * half, place = row * WIDE_ROW + 8 * c + 2 * t;
-      const float reached = s.since[odd][row], scale = s.factor[odd][row];
-      const float u0 = scale * s.whiten[odd][place], u1 = scale * s.whiten[odd][place + 1];
-      a[2 * half] = u0 * reached * from0, a[2 * half + 1] = u1 * reached * from1;
-      b[2 * half] = u0 * s.fresh[odd][place], b[2 * half + 1] = u1 * s.fresh[odd][place + 1];
+      for (int m = 0; m < 2; ++m) {
+        const float *from = (kind ? s.link[odd] : s.total) + (8 * c + 2 * t) * TILE_ROW + 8 * m + g;
+        float b[4];
+        split_pair(b, from[0], from[TILE_ROW]);
+        product_apart(x[m] + 3 * kind, a, b);
+      }
     }
-    const Left of_z = left(a[0], a[1], a[2], a[3]), of_link = left(b[0], b[1], b[2], b[3]);
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      const int from = (8 * c + 2 * t) * TILE_ROW + 8 * m + g;
-      product(x[m], of_z, s.total[from], s.total[from + TILE_ROW]);
-      product(y[m], of_link, s.link[odd][from], s.link[odd][from + TILE_ROW]);
-    }
-  }
   sync_warp();  // Z is read
+  const float low = s.factor[odd][g], high = s.factor[odd][g + 8];
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
-    float *to = s.total + g * TILE_ROW + 8 * m + 2 * t;
-    store2(to, x[m][0] + y[m][0], x[m][1] + y[m][1]);
-    store2(to + 8 * TILE_ROW, x[m][2] + y[m][2], x[m][3] + y[m][3]);
+    float *to = s.total + g * TILE_ROW + 8 * m + 2 * t, whole[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      whole[i] = (x[m][2][i] + x[m][5][i]) + ((x[m][0][i] + x[m][1][i]) + (x[m][3][i] + x[m][4][i]));
+    store2(to, low * whole[0], low * whole[1]);
+    store2(to + 8 * TILE_ROW, high * whole[2], high * whole[3]);
+  }
+  sync_warp();
+  Seen seen;
+#pragma unroll
+  for (int c = 0; c < 2; ++c)
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      const float *from = s.total + (8 * c + 2 * t) * TILE_ROW + 8 * m + g;
+      split_pair(seen.part[c][m], from[0], from[TILE_ROW]);
+      store4(s.seen[2 * c + m] + 4 * lane, seen.part[c][m]);
+    }
+  sync_warp();
+  return seen;
+}
+
+// X^T X into `total`.
+DEVICE void cross_square(Shared &s, const Seen &seen, int lane) {
+  const int g = lane >> 2, t = lane & 3;
+  float sum[2][3][4];
+  clear<6>(sum[0]);
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    Left a;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      a.v[i].hi = as_bits(seen.part[c][i & 1][i >> 1]), a.v[i].lo = as_bits(seen.part[c][i & 1][2 + (i >> 1)]);
+#pragma unroll
+    for (int m = 0; m < 2; ++m) product_apart(sum[m], a, seen.part[c][m]);
+  }
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    float *to = s.total + g * TILE_ROW + 8 * m + 2 * t, whole[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) whole[i] = sum[m][2][i] + (sum[m][0][i] + sum[m][1][i]);
+    store2(to, whole[0], whole[1]);
+    store2(to + 8 * TILE_ROW, whole[2], whole[3]);
   }
   sync_warp();
 }
@@ -173,61 +231,46 @@ DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
   for (int n = 0; n <= steps; ++n) {  // factorises step n
     sync_all();
     pass_meeting();
-    const int odd = n & 1;
-    if (n > 0) cross_keys(s, n - 1, lane);
+    Seen seen;
+    if (n > 0) seen = cross_keys(s, n - 1, lane);
     if (n < steps) sync_base();
     if (n > 0) arrive_total();
     if (n == steps) {
       end_meeting();
       break;
     }
-    float fallen[16], across[16];  // X^T X: the halves of the warp take half of the sum each
-#pragma unroll
-    for (int i = 0; i < 16; ++i) fallen[i] = 0.f;
-    if (n > 0) {
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float *line = s.total + (8 * half + j) * TILE_ROW;
-        const float own = line[c];
-#pragma unroll
-        for (int i = 0; i < 16; i += 4) load4(across + i, line + i);
-#pragma unroll
-        for (int i = 0; i < 16; ++i) fallen[i] += across[i] * own;
-      }
-#pragma unroll
-      for (int i = 0; i < 16; ++i) fallen[i] += shuffle_xor(fallen[i], 16);
-    }
     // Lanes 0 to 15 hold the columns of G, of which rows i <= c count, lanes 16 to 31 those of the identity.
-    float a[16], since[16];
-    const float mine = half ? 0.f : s.since[odd][c];
+    float a[16];
 #pragma unroll
-    for (int i = 0; i < 16; i += 4) {
-      load4(a + i, s.base + lane * TILE_ROW + i);
-      load4(since + i, s.since[odd] + i);
+    for (int i = 0; i < 16; i += 4) load4(a + i, s.base + lane * TILE_ROW + i);
+    if (n > 0) {
+      float since[16], fallen[16];
+      const float mine = half ? 0.f : s.since[c];
+#pragma unroll
+      for (int i = 0; i < 16; i += 4) load4(since + i, s.since + i);
+      cross_square(s, seen, lane);
+#pragma unroll
+      for (int i = 0; i < 16; i += 4) load4(fallen + i, s.total + c * TILE_ROW + i);
+#pragma unroll
+      for (int i = 0; i < 16; ++i) a[i] -= mine * since[i] * fallen[i];
     }
-#pragma unroll
-    for (int i = 0; i < 16; ++i) a[i] -= mine * since[i] * fallen[i];
     float pivot = 1.f;  // D_c
 #pragma unroll
     for (int j = 0; j < 16; ++j) {
       const float d = shuffle(a[j], j);
       if (j == c) pivot = d;
       const float scaled = a[j] * reciprocal(d);
+      if (half) s.whiten[j * WIDE_ROW + c] = scaled;  // U stands in lanes 16 to 31
 #pragma unroll
       for (int i = j + 1; i < 16; ++i) a[i] -= shuffle(a[j], i) * scaled;
     }
-    // U stands in lanes 16 to 31.
-    const float inverse = reciprocal(pivot);
     if (half == 0) {
       const int token = 16 * n + c;
-      s.factor[odd][c] = s.left_over[odd][c] * sqrtf(pivot);
+      s.factor[n & 1][c] = s.left_over[c] * root(pivot);
       if (token < length && RANK == 0) innovation_var[(long long)token * H] = pivot;
     }
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const float share = a[i] * shuffle(inverse, i);
-      if (half) s.whiten[odd][i * WIDE_ROW + c] = share;
-    }
+    sync_warp();
+    prepare_mix(s.mix[n & 1], s, lane);
     end_meeting();
   }
 }

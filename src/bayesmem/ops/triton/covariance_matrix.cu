@@ -9,11 +9,8 @@ DEVICE void contract(float *tile, const float pk[2][4], const float *keys, int g
     store2(tile + (g + 8) * TILE_ROW + 8 * m + 2 * t, pk[m][2], pk[m][3]);
   }
   sync_warp();
-  float sum[2][4];
-#pragma unroll
-  for (int m = 0; m < 2; ++m)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[m][i] = 0.f;
+  float sum[2][2][4];
+  clear<4>(sum[0]);
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     const float *at = tile + (8 * c + 2 * t) * TILE_ROW + g;
@@ -27,9 +24,42 @@ DEVICE void contract(float *tile, const float pk[2][4], const float *keys, int g
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
     float *at = tile + g * TILE_ROW + 8 * m + 2 * t;
-    share2(at, sum[m][0], sum[m][1]);
-    share2(at + 8 * TILE_ROW, sum[m][2], sum[m][3]);
+    share2(at, sum[m][1][0] + sum[m][0][0], sum[m][1][1] + sum[m][0][1]);
+    share2(at + 8 * TILE_ROW, sum[m][1][2] + sum[m][0][2], sum[m][1][3] + sum[m][0][3]);
   }
+}
+
+// The gains of a step, [own channels, tokens], from its P k and its keys.
+DEVICE void mixed(float gains[2][4], const float pk[2][4], const float *keys, const float (*mix)[4][128], int lane,
+                  int g, int t, int own) {
+  float sum[2][5][4];
+  clear<10>(sum[0]);
+#pragma unroll
+  for (int c = 0; c < 2; ++c) {
+    const Left a = left(pk[c][0], pk[c][1], pk[c][2], pk[c][3]);
+    const int token = 8 * c + 2 * t;
+    const float low0 = keys[key_at(token, own + g)], low1 = keys[key_at(token + 1, own + g)];
+    const float high0 = keys[key_at(token, own + g + 8)], high1 = keys[key_at(token + 1, own + g + 8)];
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      float b[4];
+      load4(b, mix[0][2 * c + m] + 4 * lane);
+      product_apart(sum[m], a, b);
+      load4(b, mix[1][2 * c + m] + 4 * lane);
+      if (SPLIT_KEYS) {
+        product_apart(sum[m] + 2, left(low0, low1, high0, high1), b);
+      } else {
+        const unsigned k0 = as_bits(low0), k1 = as_bits(high0), k2 = as_bits(low1), k3 = as_bits(high1);
+        mma(sum[m][3], k0, k1, k2, k3, as_bits(b[2]), as_bits(b[3]));
+        mma(sum[m][4], k0, k1, k2, k3, as_bits(b[0]), as_bits(b[1]));
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      gains[m][i] = (sum[m][2][i] + sum[m][4][i]) + (sum[m][0][i] + (sum[m][1][i] + sum[m][3][i]));
 }
 
 DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *gain, float *checkpoint, float *final,
@@ -74,82 +104,30 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     if (n >= 0) {
       const int odd = n & 1;
       keep = s.step[odd][0], add = s.step[odd][1];
-      float part[2][2][4];  // W^T from P k and from k: short chains of accumulation
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) w[m][i] = part[0][m][i] = part[1][m][i] = 0.f;
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const Left a = left(y[c][0], y[c][1], y[c][2], y[c][3]);
-        const int token = 8 * c + 2 * t;
-        const float low0 = now[key_at(token, own + g)], low1 = now[key_at(token + 1, own + g)];
-        const float high0 = now[key_at(token, own + g + 8)], high1 = now[key_at(token + 1, own + g + 8)];
-        const float from0 = s.since[odd][8 * c + 2 * t], from1 = s.since[odd][8 * c + 2 * t + 1];
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          const int at = (8 * m + g) * WIDE_ROW + 8 * c + 2 * t;
-          const float u0 = s.whiten[odd][at], u1 = s.whiten[odd][at + 1], reached = s.since[odd][8 * m + g];
-          const float f0 = u0 * s.fresh[odd][at], f1 = u1 * s.fresh[odd][at + 1];
-          product(c ? part[0][m] : w[m], a, u0 * reached * from0, u1 * reached * from1);
-          if (SPLIT_KEYS) {
-            product(part[1][m], left(low0, low1, high0, high1), f0, f1);
-          } else {
-            const unsigned k0 = as_bits(low0), k1 = as_bits(high0), k2 = as_bits(low1), k3 = as_bits(high1);
-            const Split s0 = split(f0), s1 = split(f1);
-            mma(part[1][m], k0, k1, k2, k3, s0.lo, s1.lo);
-            mma(part[1][m], k0, k1, k2, k3, s0.hi, s1.hi);
-          }
-        }
-      }
+      mixed(gains, y, now, s.mix[odd], lane, g, t, own);
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         const int row = 8 * m + 2 * t;
+        const float f0 = s.factor[odd][row], f1 = s.factor[odd][row + 1];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float whole = w[m][i] + (part[0][m][i] + part[1][m][i]);
-          gains[m][i] = whole;
-          w[m][i] = whole * s.factor[odd][row + (i & 1)];
-        }
-#pragma unroll
-        for (int i = 0; i < 4; i += 2) store_write(s, own + g + 4 * i, row, w[m][i], w[m][i + 1]);
-      }
-      sync_total();  // X is there
-    }
-    if (n >= -1) {
-      // P k of the next step, from that before the write: Y = R_C^2 Y + c_C k - W^T X
-#pragma unroll
-      for (int m = 0; m < 2; ++m)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          y[m][i] = keep * ahead[m][i] + add * next[key_at(8 * m + 2 * t + (i & 1), own + g + 8 * (i >> 1))];
-      if (n >= 0) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const Left a = left(-w[c][0], -w[c][1], -w[c][2], -w[c][3]);
-#pragma unroll
-          for (int m = 0; m < 2; ++m) {
-            const float *b = s.total + (8 * c + 2 * t) * TILE_ROW + 8 * m + g;
-            product(y[m], a, b[0], b[TILE_ROW]);
-          }
+        for (int i = 0; i < 4; i += 2) {
+          w[m][i] = gains[m][i] * f0, w[m][i + 1] = gains[m][i + 1] * f1;
+          store_write(s, own + g + 4 * i, row, w[m][i], w[m][i + 1]);
         }
       }
-      contract(s.cross[(n + 1) % CROSS][warp], y, later, g, t, own);  // Z of the next step
       publish();
-      meet();  // all of W is there
-      accept();
     }
+    if (n >= -1) meet();  // all of W is there
+    accept();
 
-    // P <- R_C^2 P + c_C I - W^T W
+    // P <- R_C^2 P + c_C I - W^T W. The diagonal: row own + g is column 8 j + 2 t + i.
+    const float even = g == 2 * t ? add : 0.f, uneven = g == 2 * t + 1 ? add : 0.f;
 #pragma unroll
     for (int j = 0; j < TILES; ++j) {
+      const bool here = j >> 1 == warp;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) p[j][i] *= keep;
-      if (j >> 1 == warp) {  // the diagonal: row own + g is column 8 j + 2 t + i
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          if (own + g + 8 * (i >> 1) == 8 * j + 2 * t + (i & 1)) p[j][i] += add;
-      }
+      for (int i = 0; i < 4; ++i)
+        p[j][i] = keep * p[j][i] + (i >> 1 == (j & 1) && here ? (i & 1 ? uneven : even) : 0.f);
     }
     begin_update(p, w, s, g, t);
     float *out = gain + (long long)(16 * n + 2 * t) * H * K + (long long)head * K + own + g;
@@ -160,6 +138,35 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
       for (int i = 0; i < 4; ++i)
         if (n >= 0 && 8 * m + (i & 1) < live && own + g + 8 * (i >> 1) < K)
           out[(long long)(8 * m + (i & 1)) * H * K + 8 * (i >> 1)] = gains[m][i];
+
+    if (n >= -1) {
+      // P k of the next step, from that before the write: Y = R_C^2 Y + c_C k - W^T X
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          y[m][i] = keep * ahead[m][i] + add * next[key_at(8 * m + 2 * t + (i & 1), own + g + 8 * (i >> 1))];
+      if (n >= 0) {
+        sync_total();  // X is there
+        float sum[2][3][4];
+        clear<6>(sum[0]);
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const Left a = left(-w[c][0], -w[c][1], -w[c][2], -w[c][3]);
+#pragma unroll
+          for (int m = 0; m < 2; ++m) {
+            float b[4];
+            load4(b, s.seen[2 * c + m] + 4 * lane);
+            product_apart(sum[m], a, b);
+          }
+        }
+#pragma unroll
+        for (int m = 0; m < 2; ++m)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) y[m][i] += sum[m][2][i] + (sum[m][0][i] + sum[m][1][i]);
+      }
+      contract(s.cross[(n + 1) % CROSS][warp], y, later, g, t, own);  // Z of the next step
+    }
     end_update(p);
     const int done = n + 1;  // P now stands before this step
     if (done >= 0 && done % blocks_a_chunk == 0 && done < steps) {

@@ -60,6 +60,13 @@ DEVICE float reciprocal(float x) {  // one Newton step after the approximate ins
   return r * (2.f - x * r);
 }
 
+DEVICE float root(float x) {  // likewise
+  float r;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  const float y = x * r;
+  return y + .5f * r * (x - y * y);
+}
+
 DEVICE float widen(unsigned bits) {  // a 16-bit float
 #if KEY_KIND == 1
   float x;
@@ -144,7 +151,7 @@ template <int SIGN> DEVICE void group_product_256(float (*d)[4], const unsigned 
 }
 #endif
 template <int COLUMNS, int SIGN> DEVICE void group_product(float (*d)[4], const unsigned *a, const float *b, int plane) {
-  const unsigned long long at = (unsigned)__cvta_generic_to_shared(b) >> 4;  // strides: to the second four, to 8 more columns
+  const unsigned long long at = (__cvta_generic_to_shared(b) & 0x3ffff) >> 4;  // strides: to the second four, to 8 columns
   const unsigned long long operand = at | (unsigned long long)(plane / 4) << 16 | (unsigned long long)(128 / 16) << 32;
   if constexpr (COLUMNS == 16) group_product_16<SIGN>(d, a, operand);
 #if KDIM == 64

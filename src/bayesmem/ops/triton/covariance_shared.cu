@@ -13,8 +13,8 @@
 // covariance before this step and corrected by X, and X from what is known before this step's factors:
 //
 //   kPk = R_C^2 quad + c_C gram - X^T X,   quad = k' P_before k',  gram = k'.k'        (k' the keys of the next step)
-//   X = W k' = A Z + B link,               Z = k P k',             link = k.k'
-//   W_s = sum_j A_sj P k_j + B_sj k_j,     A_sj = (R_C/R_s) U_sj/sqrt(D_s) R_s R_j,  B_sj = .. (R_s/R_j) c_j
+//   X = W k' = (R_C/R_s) sqrt(D_s) (A Z + B link),   Z = k P k',     link = k.k'
+//   gain_s = sum_j A_sj P k_j + B_sj k_j,  A_sj = (U_sj/D_s) R_s R_j,  B_sj = (U_sj/D_s) (R_s/R_j) c_j
 //
 // So the factor warp goes from G to the next G by itself, while the matrix warps write W into P. In a step all meet once
 // (sync_all: factors are there, and sums), and the matrix warps once more (meet: all of W is there).
@@ -68,13 +68,15 @@ struct Shared {
   float rest[WRITE_SIZE];              // its small halves
   float cross[CROSS][MATRIX_WARPS][TILE];  // Z and quad: partial sums over the channels of one warp
   float quad[MATRIX_WARPS][TILE];
-  float total[TILE];                   // Z, then X
+  float total[TILE];                   // Z, X and X^T X, one after the other
   float base[2 * TILE];                // all of G but X^T X; below it the identity
   float gram[TILE];
-  float link[2][TILE];                 // from here on a table for steps of even number and one for odd ones
-  float whiten[2][16 * WIDE_ROW];      // U_sj / D_s
-  float fresh[2][16 * WIDE_ROW];       // (R_s/R_j) c_j
-  float since[2][16], left_over[2][16], factor[2][16];  // R_s, R_C/R_s, (R_C/R_s) sqrt(D_s)
+  float link[2][TILE];                 // for steps of even and of odd number, as all pairs here
+  float mix[2][2][4][128];             // A and B of W = A P k + B k, split, as the right sides of products
+  float seen[4][128];                  // X, likewise
+  float whiten[16 * WIDE_ROW];         // U_sj / D_s
+  float fresh[16 * WIDE_ROW];          // (R_s/R_j) c_j
+  float since[16], left_over[16], factor[2][16];  // R_s, R_C/R_s, (R_C/R_s) sqrt(D_s)
   float step[2][4];                    // R_C^2, c_C
 };
 
@@ -96,9 +98,23 @@ DEVICE Left left(float c0, float c1, float c2, float c3) {
   return a;
 }
 
-DEVICE void product_exact(float *c, const Left &a, float b0, float b1) {  // b needs no split
-  mma(c, a.v[0].lo, a.v[1].lo, a.v[2].lo, a.v[3].lo, as_bits(b0), as_bits(b1));
-  mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, as_bits(b0), as_bits(b1));
+// Products on one accumulator wait for each other, so that every kind of half gets its own: c[0], c[1] small, c[2] large.
+DEVICE void product_apart(float (*c)[4], const Left &a, const float *b) {  // b: both large halves, both small ones
+  mma(c[0], a.v[0].lo, a.v[1].lo, a.v[2].lo, a.v[3].lo, as_bits(b[0]), as_bits(b[1]));
+  mma(c[1], a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, as_bits(b[2]), as_bits(b[3]));
+  mma(c[2], a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, as_bits(b[0]), as_bits(b[1]));
+}
+
+DEVICE void split_pair(float *halves, float x, float y) {
+  const Split s0 = split(x), s1 = split(y);
+  halves[0] = as_float(s0.hi), halves[1] = as_float(s1.hi), halves[2] = as_float(s0.lo), halves[3] = as_float(s1.lo);
+}
+
+template <int COUNT> DEVICE void clear(float (*c)[4]) {
+#pragma unroll
+  for (int n = 0; n < COUNT; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[n][i] = 0.f;
 }
 
 DEVICE void product(float *c, const Left &a, float b0, float b1) {
@@ -108,9 +124,15 @@ DEVICE void product(float *c, const Left &a, float b0, float b1) {
   mma(c, a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, s0.hi, s1.hi);
 }
 
-DEVICE void product_key(float *c, const Left &a, float b0, float b1) {
-  if (SPLIT_KEYS) product(c, a, b0, b1);
-  else product_exact(c, a, b0, b1);
+// With keys on the right, which need no split if they have 16 bits: c[0] small, c[1] large.
+DEVICE void product_key(float (*c)[4], const Left &a, float b0, float b1) {
+  if (SPLIT_KEYS) {
+    const Split s0 = split(b0), s1 = split(b1);
+    mma(c[0], a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, s0.lo, s1.lo);
+    b0 = as_float(s0.hi), b1 = as_float(s1.hi);
+  }
+  mma(c[0], a.v[0].lo, a.v[1].lo, a.v[2].lo, a.v[3].lo, as_bits(b0), as_bits(b1));
+  mma(c[1], a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, as_bits(b0), as_bits(b1));
 }
 
 // Keys are an exact A operand too, where they need no split.

@@ -36,29 +36,21 @@ DEVICE void end_update(float[TILES][4]) {}
 
 // P k for the rows of this warp: [own channels, tokens].
 DEVICE void times_keys(float pk[2][4], const float p[TILES][4], const float *keys, int g, int t) {
-  float small[2][4];
-#pragma unroll
-  for (int m = 0; m < 2; ++m)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) pk[m][i] = small[m][i] = 0.f;
+  float sum[2][2][4];
+  clear<4>(sum[0]);
 #pragma unroll
   for (int j = 0; j < TILES; ++j) {
     const Left a = left(p[j][0], p[j][1], p[j][2], p[j][3]);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
       const float *b = keys + key_at(8 * m + g, 8 * j + 2 * t);
-      if (SPLIT_KEYS) {
-        product(pk[m], a, b[0], b[1]);
-      } else {  // two chains of accumulation, half as long
-        mma(pk[m], a.v[0].hi, a.v[1].hi, a.v[2].hi, a.v[3].hi, as_bits(b[0]), as_bits(b[1]));
-        mma(small[m], a.v[0].lo, a.v[1].lo, a.v[2].lo, a.v[3].lo, as_bits(b[0]), as_bits(b[1]));
-      }
+      product_key(sum[m], a, b[0], b[1]);
     }
   }
 #pragma unroll
   for (int m = 0; m < 2; ++m)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) pk[m][i] += small[m][i];
+    for (int i = 0; i < 4; ++i) pk[m][i] = sum[m][1][i] + sum[m][0][i];
 }
 
 // What other warps will read from shared memory: nothing to do but to meet them.
