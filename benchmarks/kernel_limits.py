@@ -117,7 +117,9 @@ def by_cuda(x: dict[str, Tensor], noise: Tensor, old: str, new: str) -> Tensor:
     """Gains of the CUDA kernel with one line of its source put in place of another."""
     (batch, length, heads, size), settings = x["k"].shape, cuda.settings(x["k"].shape[-1], x["k"].dtype, 1, groups=True)
     text = "".join(f"#define {name} {value}\n" for name, value in settings.items())
-    text += "".join((cuda_source.HERE / file).read_text() for file in (cuda.PRELUDE, *cuda.sources(settings)))
+    text += "".join(
+        (cuda_source.HERE / file).read_text() for file in (*cuda.machine(settings), *cuda.sources(settings))
+    )
     assert old in text
     with cuda_source.without_toolkit():
         kernel = torch.cuda._compile_kernel(

@@ -10,7 +10,6 @@ from bayesmem.ops.triton.cuda_source import compiled
 from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.spans import Spans
 
-PRELUDE = "covariance_prelude.cu"
 KEY_KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 LEAST_CAPABILITY = (8, 0)  # TF32 tensor cores
 CLUSTER_CAPABILITY = (9, 0)  # blocks that share their memory
@@ -37,8 +36,13 @@ def settings(key_dim: int, dtype: torch.dtype, cluster: int, groups: bool = Fals
     }
 
 
+def machine(chosen: Mapping[str, int]) -> tuple[str, ...]:
+    """Files that say what the GPU gives; the tests have others for a CPU."""
+    return ("covariance_prelude.cu", *(("covariance_wgmma.cu",) if chosen["WARPGROUPS"] else ()))
+
+
 def sources(chosen: Mapping[str, int]) -> tuple[str, ...]:
-    """Files of the kernel but its prelude, in order."""
+    """Files of the kernel, in order, that follow those of the machine."""
     products = "covariance_warpgroups.cu" if chosen["WARPGROUPS"] else "covariance_warps.cu"
     return ("covariance_shared.cu", products, "covariance_matrix.cu", "covariance_forward.cu")
 
@@ -70,7 +74,7 @@ def chosen_settings(key_dim: int, dtype: torch.dtype, cluster: int, device: int)
 @lru_cache
 def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> Callable[..., None] | None:
     chosen = chosen_settings(key_dim, dtype, cluster, device)
-    return compiled("covariance_forward", (PRELUDE, *sources(chosen)), chosen, device, shared_bytes(chosen))
+    return compiled("covariance_forward", (*machine(chosen), *sources(chosen)), chosen, device, shared_bytes(chosen))
 
 
 def chosen_cluster(k: Tensor) -> int | None:

@@ -29,7 +29,7 @@
 // share of the matrix warps; what all need (keys, W, partial sums) is written into the shared memory of every one.
 //
 // Compiled with: CLUSTER, K, KDIM (K padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).
-// Files, in this order: a prelude (what the machine gives), this one, covariance_warps.cu or covariance_warpgroups.cu
+// Files, in this order: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu), this one, covariance_warps.cu or covariance_warpgroups.cu
 // (how P is multiplied), covariance_matrix.cu (the matrix warps), covariance_forward.cu (the other two, and the kernel).
 
 #define MATRIX_WARPS (KDIM / 16)
