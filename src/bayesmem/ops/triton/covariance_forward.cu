@@ -285,6 +285,7 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
   const long long start = seq_start[sequence];
   const int length = seq_start[sequence + 1] - (int)start;
   const long long gates = start * H + head;
+  if (CLUSTER > 1) sync_all();  // all blocks have begun: their shared memory is there
   if (THREAD < 32 * OWN_WARPS)
     matrix_warp(s, k + start * G * K, initial, gain + start * H * K, checkpoint, final, length, chunk_first[sequence],
                 blocks_a_chunk, bh, head, H, G);
@@ -292,4 +293,5 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
     gate_warp(s, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head], length, H);
   else
     factor_warp(s, innovation_var + gates, length, H);
+  if (CLUSTER > 1) sync_all();  // and is, until none writes into it any more
 }
