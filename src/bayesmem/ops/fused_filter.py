@@ -127,7 +127,7 @@ def filter_fused(
             )
             return _output(o, var, innovation_var, energy, Belief(mean, given), value_dim, (batch, 1, heads), outputs)
         query = q if want_var else None
-        gain, innovation_var, final_cov, var, _ = fused.covariance_op(k, query, *gates, floor, given, *place)
+        gain, innovation_var, final_cov, var, _ = fused.covariance_op(k, query, *gates, floor, given, *place, learning)
     elif a.covariance == "reset" and prior.ndim == 1:
         gain, innovation_var = fused.constant_gain_op(k, noise, prior)
         if want_var:

@@ -22,6 +22,7 @@ def covariance_op(
     cu_seqlens: Tensor | None,
     batch: int,
     chunk: int,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The exact dense covariance through all tokens.
 
@@ -36,18 +37,19 @@ def covariance_op(
         cu_seqlens: offsets of packed sequences.
         batch: sequences of equal length, where not packed.
         chunk: tokens between two kept covariances.
+        keep: whether they are kept: for a backward pass; with ``q`` they are in any case.
 
     Returns:
         gain ``[N, H, K]``, innovation variance ``[N, H]``, final covariance, predictive variance ``[N, H]`` (empty
-        where not asked for), and the covariance before every chunk.
+        where not asked for), and the covariance before every chunk (none where they are not kept).
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     gates = (log_retention, process_noise, obs_noise, floor)
     segments = forward_segments(k, log_retention.shape[1], spans)
     if segments is None:
-        made = covariance_forward(k, *gates, initial_cov, spans)
+        made = covariance_forward(k, *gates, initial_cov, spans, keep=keep or q is not None)
     else:
-        made = segmented_forward(k, *gates, initial_cov, spans, segments)
+        made = segmented_forward(k, *gates, initial_cov, spans, segments, keep=keep or q is not None)
     gain, innovation_var, checkpoints, final_cov = made
     var = gain.new_empty(0)
     if q is not None:
@@ -56,9 +58,10 @@ def covariance_op(
 
 
 @covariance_op.register_fake
-def _(k, q, log_retention, process_noise, obs_noise, floor, initial_cov, cu_seqlens, batch, chunk):  # type: ignore[no-untyped-def]
+def _(k, q, log_retention, process_noise, obs_noise, floor, initial_cov, cu_seqlens, batch, chunk, keep):  # type: ignore[no-untyped-def]
     (tokens, heads), key_dim, sequences = log_retention.shape, k.shape[-1], initial_cov.shape[0]
-    chunks = chunk_count(tokens, sequences, chunk, cu_seqlens is not None)
+    kept = keep or q is not None
+    chunks = chunk_count(tokens, sequences, chunk, cu_seqlens is not None) if kept else 0
     gain = log_retention.new_empty(tokens, heads, key_dim)
     var = gain.new_empty(0) if q is None else torch.empty_like(log_retention)
     checkpoints = gain.new_empty(chunks, heads, key_dim, key_dim)
@@ -115,7 +118,7 @@ def _(dgain, dinnovation_var, dvar, d_final_cov, gain, innovation_var, final_cov
 
 
 def _covariance_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    k, q, log_retention, process_noise, obs_noise, floor, _, cu_seqlens, ctx.batch, ctx.chunk = inputs
+    k, q, log_retention, process_noise, obs_noise, floor, _, cu_seqlens, ctx.batch, ctx.chunk, _ = inputs
     gain, innovation_var, final_cov, _, checkpoints = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(checkpoints)
@@ -144,7 +147,7 @@ def _covariance_gradient(ctx, dgain, dinnovation_var, d_final_cov, dvar, _):  # 
         dgain, whole(dinnovation_var), dvar, whole(d_final_cov), gain, *saved, ctx.batch, ctx.chunk
     )
     dk, dq, *rest = grads
-    return dk, dq if q is not None else None, *rest, None, None, None
+    return dk, dq if q is not None else None, *rest, None, None, None, None
 
 
 covariance_op.register_autograd(_covariance_gradient, setup_context=_covariance_context)

@@ -106,7 +106,7 @@ def cuda_forward(
     checkpoints: Tensor,
     final_cov: Tensor,
 ) -> None:
-    """Launch the kernel, ``cluster`` blocks a (sequence, head); the last four tensors are filled."""
+    """Launch the kernel, ``cluster`` blocks a (sequence, head); the last four tensors are filled (if not empty)."""
     (_, groups, key_dim), heads = k.shape, log_retention.shape[1]
     chosen = chosen_settings(key_dim, k.dtype, cluster, k.device.index)
     start = initial_cov.contiguous()
@@ -118,6 +118,6 @@ def cuda_forward(
         kernel(
             grid=(spans.sequences * heads * cluster, 1, 1),
             block=(2 * chosen["KDIM"] // cluster + 64, 1, 1),
-            args=[*tensors, *outputs, heads, groups, spans.chunk_size // 16],
+            args=[*tensors, *outputs, heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0],
             shared_mem=shared_bytes(chosen),
         )

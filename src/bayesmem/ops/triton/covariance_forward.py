@@ -104,7 +104,7 @@ def covariance_forward_kernel(
             at = channel[:, None].to(tl.int64) * K + block[None, :]
             held = (channel < K)[:, None] & (block < K)[None, :]
             P = tl.load(cov + at, mask=held, other=0.0)
-            if step % steps_a_chunk == 0:
+            if (steps_a_chunk > 0) & (step % tl.maximum(steps_a_chunk, 1) == 0):
                 chunk = first_chunk + step // steps_a_chunk
                 tl.store(checkpoint_ptr + (chunk * H + head) * K * K + at, P, mask=held)
             kP = tl.dot(k, P, input_precision=PREC)
@@ -154,6 +154,7 @@ def covariance_forward(
     initial_cov: Tensor,
     spans: Spans,
     cuda: bool | int = True,
+    keep: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Propagate the dense covariance through all tokens.
 
@@ -166,15 +167,16 @@ def covariance_forward(
         initial_cov: ``[S, H, K, K]`` float32, symmetric.
         spans: sequences and chunks; C a multiple of 16.
         cuda: whether the CUDA kernel may be used where there is one; a number is its blocks a covariance.
+        keep: whether the covariance before every chunk is kept, as the backward pass and variances need it.
 
     Returns:
         Gains ``[N, H, K]``, innovation variances ``[N, H]``, the covariance before every chunk
-        ``[NC, H, K, K]`` and the final one ``[S, H, K, K]``, all float32.
+        ``[NC, H, K, K]`` (none where it is not kept) and the final one ``[S, H, K, K]``, all float32.
     """
     (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
     gain = k.new_empty(count, heads, key_dim, dtype=torch.float32)
     innovation_var = torch.empty_like(log_retention)
-    checkpoints = k.new_empty(spans.chunks, heads, key_dim, key_dim, dtype=torch.float32)
+    checkpoints = k.new_empty(spans.chunks if keep else 0, heads, key_dim, key_dim, dtype=torch.float32)
     gates = (log_retention, process_noise, obs_noise, floor)
     outputs = (gain, innovation_var, checkpoints)
     cluster = chosen_cluster(k) if cuda is True else int(cuda)
@@ -196,7 +198,7 @@ def covariance_forward(
             heads,
             groups,
             key_dim,
-            spans.chunk_size // STEP,
+            spans.chunk_size // STEP if keep else 0,
             STEP,
             padded,
             min(padded, 64),

@@ -92,6 +92,8 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
 #pragma unroll
     for (int i = 0; i < 4; ++i) gains[n][i] = y[n][i] = w[n][i] = ahead[n][i] = 0.f;
 
+  float *kept = checkpoint + ((long long)first_chunk * H + head) * K * K;
+  int due = blocks_a_chunk ? 0 : -1;  // steps until P is kept again; -1 is never
   // Steps -2 and -1 write nothing (W is zero): they prepare the first two.
   for (int n = -2; n < steps; ++n) {
     const float *now = s.key[(n + BUFFERS) % BUFFERS], *next = s.key[(n + 1 + BUFFERS) % BUFFERS];
@@ -168,9 +170,9 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
       contract(s.cross[(n + 1) % CROSS][warp], y, later, g, t, own);  // Z of the next step
     }
     end_update(p);
-    const int done = n + 1;  // P now stands before this step
-    if (done >= 0 && done % blocks_a_chunk == 0 && done < steps) {
-      store_rows(checkpoint + ((long long)(first_chunk + done / blocks_a_chunk) * H + head) * K * K, p, own + g, 2 * t);
+    if (n >= -1 && due-- == 0) {  // P now stands before step n + 1, the first of a chunk
+      if (n + 1 < steps) store_rows(kept, p, own + g, 2 * t);
+      kept += (long long)H * K * K, due = blocks_a_chunk - 1;
     }
     if (n == steps - 1) break;
     times_keys(ahead, p, later, g, t);  // P k and quad of the step after the next

@@ -121,16 +121,11 @@ def entering(
     noise = torch.ones_like(nothing)
     for now in segments.rounds[1:]:
         before, tokens = now - 1, len(now) * key_dim
-        spans = dense_spans(len(now), key_dim, _whole_chunks(key_dim), cov.device)
+        spans = dense_spans(len(now), key_dim, 16, cov.device)
         gates = (nothing[:tokens], nothing[:tokens], noise[:tokens], nothing[0])
-        known = covariance_forward(keys[before].flatten(0, 1), *gates, enters[before], spans)[3]
+        known = covariance_forward(keys[before].flatten(0, 1), *gates, enters[before], spans, keep=False)[3]
         carry(known, transition, cov, enters, now, both=True)
     return 0.5 * (enters + enters.mT)
-
-
-def _whole_chunks(tokens: int) -> int:
-    """A chunk, in whole steps of 16, that holds them all: no covariance between is kept."""
-    return -(-tokens // 16) * 16
 
 
 def segmented_forward(
@@ -142,6 +137,7 @@ def segmented_forward(
     initial_cov: Float[Tensor, "S H K K"],
     spans: Spans,
     segments: Segments,
+    keep: bool = True,
     prec: str = "tf32x3",
     tuning: Tuning | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,7 +145,7 @@ def segmented_forward(
     gates = (log_retention, process_noise, obs_noise, floor)
     start = initial_cov.new_zeros(segments.spans.sequences, *initial_cov.shape[1:])
     start[segments.first] = initial_cov
-    gain, innovation_var, _, cov = covariance_forward(k, *gates, start, segments.whole)
+    gain, innovation_var, _, cov = covariance_forward(k, *gates, start, segments.spans, keep=False)
     read, to_end = keys_from_start(k, gain, log_retention, spans, prec, tuning)
     transition, seen = transitions(
         (gain, None),
@@ -167,5 +163,5 @@ def segmented_forward(
     keys = information_keys(seen)
     del seen
     start += entering(cov, transition, keys, segments)
-    gain, innovation_var, checkpoints, cov = covariance_forward(k, *gates, start, segments.spans)
+    gain, innovation_var, checkpoints, cov = covariance_forward(k, *gates, start, segments.spans, keep=keep)
     return gain, innovation_var, checkpoints, cov[segments.last]

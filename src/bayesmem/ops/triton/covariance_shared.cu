@@ -28,6 +28,8 @@
 // A covariance may be shared by CLUSTER blocks on as many multiprocessors (Hopper's thread block clusters), each with its
 // share of the matrix warps; what all need (keys, W, partial sums) is written into the shared memory of every one.
 //
+// P before every chunk of blocks_a_chunk steps is kept for the backward pass (0: nothing is).
+//
 // Compiled with: CLUSTER, K, KDIM (K padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).
 // Files, in this order: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu), this one, covariance_warps.cu or covariance_warpgroups.cu
 // (how P is multiplied), covariance_matrix.cu (the matrix warps), covariance_forward.cu (the other two, and the kernel).
