@@ -20,7 +20,7 @@ def mean_op(
     batch: int,
     chunk: int,
     want_energy: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The error-correcting write and the read-out, for any gains.
 
     Args:
@@ -37,14 +37,17 @@ def mean_op(
 
     Returns:
         o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (empty where not asked for), final mean, and what the backward
-        pass starts from: solved triangular systems, scores and decays of every chunk, innovations, and the mean before
-        every chunk.
+        pass starts from: gains in the dtype of the streams (empty where they came in it), solved triangular systems,
+        scores and decays of every chunk, innovations, and the mean before every chunk.
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     o, energy, final_mean, saved = mean_forward(
         q, k, v, gain, log_decay, initial_mean, spans, want_energy, precision_of(q)
     )
-    return o, log_decay.new_empty(0) if energy is None else energy, final_mean, *saved  # type: ignore[return-value]
+    written, *rest = saved
+    if written is gain:
+        written = gain.new_empty(0)
+    return o, log_decay.new_empty(0) if energy is None else energy, final_mean, written, *rest  # type: ignore[return-value]
 
 
 @mean_op.register_fake
@@ -57,7 +60,18 @@ def _(q, k, v, gain, log_decay, initial_mean, cu_seqlens, batch, chunk, want_ene
     final_mean = log_decay.new_empty(sequences, heads, key_dim, value_dim)
     solve, means = q.new_empty(chunks, heads, chunk, chunk), q.new_empty(chunks, heads, key_dim, value_dim)
     factors = log_decay.new_empty(chunks, heads, 2, chunk)
-    return torch.empty_like(v), energy, final_mean, solve, torch.empty_like(solve), factors, torch.empty_like(v), means
+    written = gain.new_empty(0) if gain.dtype == k.dtype else torch.empty_like(gain, dtype=k.dtype)
+    return (
+        torch.empty_like(v),
+        energy,
+        final_mean,
+        written,
+        solve,
+        torch.empty_like(solve),
+        factors,
+        torch.empty_like(v),
+        means,
+    )
 
 
 @torch.library.custom_op("bayesmem::mean_pass_backward", mutates_args=())
@@ -70,6 +84,7 @@ def _mean_backward_op(
     v: Tensor,
     gain: Tensor,
     log_decay: Tensor,
+    written: Tensor,
     solve: Tensor,
     scores: Tensor,
     factors: Tensor,
@@ -80,7 +95,7 @@ def _mean_backward_op(
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
-    saved = (solve, scores, factors, innovation, means)
+    saved = (written if written.numel() else gain, solve, scores, factors, innovation, means)
     dq, dk, *rest = mean_backward(q, k, v, gain, log_decay, saved, spans, do, d_energy, d_final_mean, precision_of(q))
     return grouped(dq, q), grouped(dk, k), *rest  # type: ignore[return-value]
 

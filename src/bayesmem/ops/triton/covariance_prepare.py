@@ -128,15 +128,16 @@ def prepare_kernel(
     store_gate(to_end, after, first, live, head, H, C)
     i = tl.arange(0, C)
     below = i[:, None] > i[None, :]
-    inverse = unit_inverse(tl.where(below, ratio * kg, 0.0), C, LEVELS, PREC)
-    tl.store(solve + square_tile(at, C), inverse)
+    kg = tl.where(below, ratio * kg, 0.0)
     per_var = 1.0 / load_gate(innovation_var, first, live, head, H, C, 1.0)
     yg *= per_var[:, None]
     along = -tl.sum(tl.where(i[:, None] == i[None, :], yg, 0.0), 1)  # c
     if dinnovation_var is not None:
         along += load_gate(dinnovation_var, first, live, head, H, C, 0.0)
     store_gate(along_key, along, first, live, head, H, C)
-    ag = tl.where(below, ratio * (yg + along[:, None] * kg), 0.0)
+    ag = tl.where(below, ratio * yg, 0.0) + along[:, None] * kg
+    inverse = unit_inverse(kg, C, LEVELS, PREC)
+    tl.store(solve + square_tile(at, C), inverse)
 
     drive = product(ag, inverse, None, PREC)
     mixed = 0.5 * (drive + tl.where(below, product(tl.trans(ag), inverse, None, PREC), 0.0))

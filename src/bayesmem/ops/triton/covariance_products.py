@@ -84,11 +84,16 @@ def product(a, b, acc, PREC: tl.constexpr):
 @triton.jit
 @no_type_check
 def unit_inverse(x, C: tl.constexpr, LEVELS: tl.constexpr, PREC: tl.constexpr):
-    """``(I + x)^{-1}`` of a strictly lower triangular ``x`` ``[C, C]``, C = 2^LEVELS, as in ``mean_prepare``."""
+    """``(I + x)^{-1}`` of a strictly lower triangular ``x`` ``[C, C]``, C = 2^LEVELS, as in ``mean_prepare``.
+
+    x is split once for all levels.
+    """
     i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     inverse = tl.where(i == j, 1.0, 0.0) - tl.where((i >> 1) == (j >> 1), x, 0.0)
+    x_pair = split(x, PREC)
     for level in range(1, LEVELS):
         joins = ((i >> (level + 1)) == (j >> (level + 1))) & ((i >> level) != (j >> level))
-        right = product(tl.where(joins, x, 0.0), inverse, None, PREC)
-        inverse = product(inverse, -right, inverse, PREC)
+        pair = split(inverse, PREC)
+        left = split(pair_product(pair, x_pair, None, PREC), PREC)
+        inverse -= tl.where(joins, pair_product(left, pair, None, PREC), 0.0)
     return inverse

@@ -28,7 +28,7 @@ from torch import Tensor
 from bayesmem.ops.triton.covariance_chain import Chained
 from bayesmem.ops.triton.covariance_config import tokens_config
 from bayesmem.ops.triton.covariance_prepare import Prepared
-from bayesmem.ops.triton.covariance_products import joined, pair_product, product, split, transposed
+from bayesmem.ops.triton.covariance_products import joined, pair_product, split, transposed
 from bayesmem.ops.triton.covariance_retention import retain
 from bayesmem.ops.triton.covariance_tiles import (
     load_column_pair,
@@ -124,12 +124,15 @@ def tokens_kernel(
     i = tl.arange(0, C)
     below = i[:, None] > i[None, :]
 
+    # Split before they are transposed: halves of 16 bits need not be turned (``covariance_products``).
     inverse = tl.load(solve + square_tile(at, C))
-    toward = product(tl.load(met + square_tile(at, C)), inverse, None, PREC)
-    toward = product(tl.trans(inverse), toward, None, PREC)
-    toward = tl.trans(tl.load(direct + square_tile(at, C)) - tl.where(below, ratio * toward, 0.0))
-    half = tl.trans(tl.where(below, -0.5 * ratio * inverse, 0.0))
-    inverse_pair = split(tl.trans(inverse * to_end[None, :]), PREC)
+    pair = split(inverse, PREC)
+    toward = pair_product(split(tl.load(met + square_tile(at, C)), PREC), pair, None, PREC)
+    toward = pair_product(transposed(pair), split(toward, PREC), None, PREC)
+    toward = tl.load(direct + square_tile(at, C)) - tl.where(below, ratio * toward, 0.0)
+    toward_pair = transposed(split(toward, PREC))
+    half_pair = transposed(split(tl.where(below, -0.5 * ratio * inverse, 0.0), PREC))
+    inverse_pair = transposed(split(inverse * to_end[None, :], PREC))
     spread = load_gate(innovation_var, first, live, head, H, C, 1.0)
     per_var = 1.0 / spread
 
@@ -141,13 +144,14 @@ def tokens_kernel(
     for col in range(0, K, BK):
         k_tile = load_tokens(k, first, live, key_head, col, G, K, C, BK)
         y_tile = load_tokens(dgain, first, live, head, col, H, K, C, BK) * per_var[:, None]
-        lam_g = product(toward, k_tile, None, PREC)
-        lam_g = product(half, y_tile, lam_g, PREC)
+        lam_g = pair_product(toward_pair, split(k_tile, PREC), None, PREC)
+        lam_g = pair_product(half_pair, split(y_tile, PREC), lam_g, PREC)
         n = transposed(load_column_pair(sent_high, sent_low, at, col, K, C, BK))
         lam_g = pair_product(inverse_pair, n, lam_g, PREC)
         if dvar is not None:
             q_tile = load_tokens(q, first, live, key_head, col, G, K, C, BK)
-            lam_g = product(tl.trans(tl.load(query + square_tile(at, C))), q_tile, lam_g, PREC)
+            asked = transposed(split(tl.load(query + square_tile(at, C)), PREC))
+            lam_g = pair_product(asked, split(q_tile, PREC), lam_g, PREC)
             q_tile = q_tile.to(tl.float32)
             q_q += tl.sum(q_tile * q_tile, 1)
         w_tile = y_tile - 2.0 * lam_g
@@ -182,8 +186,7 @@ def tokens_kernel(
     ratio *= ratio
     d_noise = to_end * to_end * lam_trace + tl.sum(ratio * power[:, None], 0)
     gathered -= noise * d_noise
-    onward = tl.sum(tl.where(i[:, None] >= i[None, :], gathered[:, None], 0.0), 0)
-    store_gate(dlog_retention, 2.0 * onward, first, live, head, H, C)
+    store_gate(dlog_retention, 2.0 * tl.cumsum(gathered, 0, reverse=True), first, live, head, H, C)
     tl.store(turned + at, tl.sum(gathered, 0))
     store_gate(dprocess_noise, d_noise, first, live, head, H, C)
     store_gate(dobs_noise, tl.where(binds, 0.0, ds), first, live, head, H, C)
@@ -201,7 +204,7 @@ def tokens_kernel(
             w_pair = load_token_pair(wbar_high, wbar_low, first, live, head, sum_col, H, K, C, SUM_BLOCK)
             # P_0 is symmetric: its rows are read for its columns.
             cov_tile = load_matrix(checkpoints + at * (K * K), col, sum_col, K, OUT_BLOCK, SUM_BLOCK)
-            total = pair_product(w_pair, split(tl.trans(cov_tile), PREC), total, PREC)
+            total = pair_product(w_pair, transposed(split(cov_tile, PREC)), total, PREC)
         w_pair = load_token_pair(wbar_high, wbar_low, first, live, head, col, H, K, C, OUT_BLOCK)
         k_tile = load_tokens(k, first, live, key_head, col, G, K, C, OUT_BLOCK).to(tl.float32)
         total = (since * since)[:, None] * total + added[:, None] * joined(w_pair) + along[:, None] * k_tile

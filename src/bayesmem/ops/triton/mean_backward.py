@@ -135,8 +135,7 @@ def mean_backward(
         Of q and k (this pass's part), one a value head, in their dtype; of v and gain, in theirs; of log_decay and the
         initial mean, in float32.
     """
-    solve, scores, factors, innovation, means = saved
-    written = gain.to(k.dtype)
+    written, solve, scores, factors, innovation, means = saved
     heads, key, value = v.shape[1], k.shape[-1], v.shape[-1]
     dv, d_means = torch.empty_like(v), torch.empty_like(means)
 

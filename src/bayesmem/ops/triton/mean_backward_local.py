@@ -107,7 +107,7 @@ def local_kernel(
     dg_tile = tl.dot(tl.trans(d_reads), k_tile, dg_tile, input_precision=PREC)
     store_rows(d_gain, dg_tile, rows, live, head, col, H, K, BK)
     db = tl.sum(q_tile * dq_tile + k_tile * dk_tile - g * dg_tile, 1)
-    later = tl.sum(tl.where(lower, db[:, None], 0.0), 0)
+    later = tl.cumsum(db, 0, reverse=True)
     tl.store(d_log_decay + (rows * H + head) * k_blocks + k_block, later + shared, mask=live)
 
 

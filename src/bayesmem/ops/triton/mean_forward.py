@@ -90,7 +90,8 @@ def mean_forward(
 
     Returns:
         Outputs in the dtype of the streams; energies and the final mean in float32; and what ``mean_backward``
-        needs: solve, scores, factors, innovations, the means before every chunk.
+        needs: the gains in the dtype of the streams (``gain`` itself where it has it), solve, scores, factors,
+        innovations, the means before every chunk.
     """
     written, solve, scores, factors = prepare(q, k, gain, log_decay, spans, prec, tuning)
     heads, key, value, chunk = v.shape[1], k.shape[-1], v.shape[-1], spans.chunk_size
@@ -123,4 +124,4 @@ def mean_forward(
         PREC=prec,
         **readout,
     )
-    return o, energy, final_mean, (solve, scores, factors, innovation, means)
+    return o, energy, final_mean, (written, solve, scores, factors, innovation, means)

@@ -8,7 +8,8 @@ its decays up to t. Kept in the dtype of the streams, ``[NC, H, C, C]``, and for
 
 The inverse doubles its blocks. Let T be that of the diagonal blocks of size b, and L what X adds to it in blocks
 of 2b; then ``L T L = 0`` there, and ``(T^{-1} + L)^{-1} = T - T L T``: from b = 1, log2(C) times. No power of X
-is formed, so it is as stable as substitution.
+is formed, so it is as stable as substitution. T L T is what (T X) T has in those blocks: made whole, and masked after,
+X is the same operand at all levels, and T X goes from one product to the next in registers.
 """
 
 from typing import no_type_check
@@ -32,8 +33,8 @@ def unit_inverse(x, C: tl.constexpr, LEVELS: tl.constexpr, PREC: tl.constexpr):
     inverse = tl.where(i == j, 1.0, 0.0) - tl.where((i >> 1) == (j >> 1), x, 0.0)
     for level in range(1, LEVELS):
         joins = ((i >> (level + 1)) == (j >> (level + 1))) & ((i >> level) != (j >> level))
-        right = tl.dot(tl.where(joins, x, 0.0), inverse, input_precision=PREC)
-        inverse -= tl.dot(inverse, right, input_precision=PREC)
+        left = tl.dot(inverse, x, input_precision=PREC)
+        inverse -= tl.where(joins, tl.dot(left, inverse, input_precision=PREC), 0.0)
     return inverse
 
 
