@@ -32,6 +32,13 @@ def test_loss_is_the_shifted_cross_entropy(model):
     torch.testing.assert_close(model(ids, shift_labels=shifted).loss, out.loss)
 
 
+def test_bf16_weights_give_bf16_logits(model):
+    ids = tokens()
+    whole, out = model(ids).logits, model.bfloat16()(ids, labels=ids, output_hidden_states=True)
+    assert out.logits.dtype == torch.bfloat16 and out.hidden_states[0].dtype == torch.bfloat16
+    torch.testing.assert_close(out.logits.float(), whole, atol=0.05, rtol=0.05)
+
+
 def test_greedy_generation_equals_uncached(model):
     ids = tokens()
     generated = model.generate(ids, max_new_tokens=8, do_sample=False)

@@ -26,6 +26,10 @@ class BayesMemOutput(CausalLMOutputWithPast):
             variance: 1 on average where the memory knows its errors, more where it is too sure; likewise.
     """
 
+    # transformers says torch.FloatTensor, which a tensor of 16 bits or on a GPU is not.
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
     past_key_values: BeliefCache | None = None
     predictive_var: tuple[Tensor | None, ...] | None = None
     log_evidence: tuple[Tensor | None, ...] | None = None
