@@ -1,12 +1,14 @@
 """One rank of the two-process tests: ``python -m train.ranks FOLDER``, started with torchrun's variables set.
 
 With copies of the model (``FOLDER/ddp``) and shards of it (``FOLDER/fsdp``): trains until a signal that one rank alone
-gets, stops, and goes on to the end.
+gets, stops, and goes on to the end. Then shards once more under mixed precision (``FOLDER/fsdp_bf16``); without
+torchrun's variables, that alone in one process (``FOLDER/alone_bf16``).
 """
 
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +20,9 @@ from train.small import config
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
+    if "RANK" not in os.environ:
+        pretrain.run(config(folder, bf16=True), folder / "alone_bf16")
+        return
     row = TokenRows.__getitem__
 
     def asked(rows, index):
@@ -37,6 +42,7 @@ def main(folder: Path) -> None:
         sharded = any(path.is_dir() for path in (folder / kind / "checkpoint-4").iterdir())
         result = pretrain.run(options, folder / kind, resume=True)
         print(kind, "resumed from", result.language.training.resumed_from, "sharded" if sharded else "whole")
+    pretrain.run(replace(options, bf16=True), folder / "fsdp_bf16")
     torch.distributed.destroy_process_group()
 
 

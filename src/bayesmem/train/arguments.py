@@ -76,7 +76,8 @@ def arguments(config: RunConfig, out: Path) -> TrainingArguments:
     if made.n_gpu > 1:
         made._n_gpu = 1  # several GPUs are torchrun's affair; DataParallel would change the batch
     if made.fsdp_plugin_args:
-        # Autocast alone lowers precision, as in DDP: gates stay float32, and gradients are summed in it.
+        # Autocast alone lowers precision, as in DDP (LanguageTrainer enters it): gates stay float32, and gradients
+        # are summed in it.
         from torch.distributed.fsdp import MixedPrecisionPolicy
 
         made.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import AutocastKwargs, DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.utils.data import SequentialSampler
@@ -102,6 +103,16 @@ class LanguageTrainer(WholeTrainer):
             state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
             state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
             self.is_fsdp_enabled = True
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Autocast, which accelerate puts around a model's forward pass unless it shards the model (FSDP2).
+
+        Weights' copies of 16 bits are not cached: a cached one would outlive its layer's turn, whole on every device.
+        """
+        stack: ExitStack = super().compute_loss_context_manager()
+        if self.is_fsdp_enabled:
+            stack.enter_context(self.accelerator.autocast(AutocastKwargs(cache_enabled=False)))
+        return stack
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # the rows are shuffled by themselves
