@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bayesmem.ops import step
+from bayesmem.ops.fused import decode_op
 from bayesmem.ops.step import AffineNoise
 from bayesmem.ops.triton.decode import decode_step
 from bayesmem.types import Belief
@@ -111,3 +112,14 @@ def test_blocks_change_nothing(tuning):
 
 def test_the_covariance_may_exceed_the_registers():
     follow("full", (1, 1, 256, 40), torch.float32, steps=3)
+
+
+@pytest.mark.parametrize("wanted", [(False, False), (True, True)])
+@pytest.mark.parametrize("covariance", ["full", "reset"])
+def test_the_operator_is_sound(covariance, wanted):
+    q, k, v, log_decay, *gates = token(1, 2, 16, 16, torch.float32, torch.Generator().manual_seed(0))
+    beliefs, floor, prior = fresh(covariance, 2, 16, 16), torch.full((2,), FLOOR), None
+    if covariance == "reset":
+        gates, floor, prior = [None, None, gates[-1]], None, torch.full((2,), PRIOR)
+    given = [x if x is None else x.to(DEVICE) for x in (q, k, v, log_decay, *gates, floor, *beliefs, prior)]
+    torch.library.opcheck(decode_op, (*given, covariance, *wanted))

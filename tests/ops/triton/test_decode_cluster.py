@@ -72,6 +72,7 @@ def test_shared_beliefs_are_the_textbook_step(
 def test_fewer_blocks_a_belief_as_beliefs_become_many():
     assert [decode_cluster.split_of(n, 128, 128) for n in (8, 64, 65, 2048)] == [(8, 128), (8, 128), (4, 128), (4, 128)]
     assert decode_cluster.split_of(64, 256, 256) == (8, 256) and decode_cluster.split_of(65, 256, 256) is None
+    assert [decode_cluster.split_of(n, 64, 64) for n in (8, 63, 64, 2048)] == [(8, 128), (8, 128), (2, 128), (2, 128)]
 
 
 @pytest.mark.parametrize("sizes", [(130, 128), (128, 130), (260, 64), (64, 516)])

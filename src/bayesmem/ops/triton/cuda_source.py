@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from bayesmem.ops.triton.cuda_launch import launcher
 from bayesmem.ops.triton.device import limits
 
 HERE = Path(__file__).parent
@@ -37,8 +38,7 @@ def compiled(
             stacklevel=2,
         )
         return None
-    made: Callable[..., None] = kernel
-    return made
+    return launcher(kernel, device)
 
 
 def architecture(device: int) -> str:

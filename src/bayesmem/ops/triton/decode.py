@@ -234,10 +234,10 @@ def decode_step(
         (torch.empty_like(obs_noise), torch.empty_like(obs_noise)) if want_evidence else (None,) * 2
     )
     if covariance == "full":
-        found = decode_cluster.cluster_kernel(q, k, v, floor, mean, cov, want_var, want_evidence, tuning)
-        if found is not None:
-            tensors = [q, k, v, log_decay, log_retention, process_noise, obs_noise, floor, mean, cov]
-            decode_cluster.launch(*found, [*tensors, o, var, innovation_var, energy], sequences * heads)
+        launch = decode_cluster.cluster_kernel(q, k, v, floor, mean, cov, want_var, want_evidence, tuning)
+        if launch is not None:
+            inputs = [q, k, v, log_decay, log_retention, process_noise, obs_noise, floor, mean, cov]
+            launch([q if x is None else x for x in [*inputs, o, var, innovation_var, energy]])
             return o, var, innovation_var, energy
     rows, columns, num_warps = blocks_of(key_dim, value_dim, covariance)
     options = {"num_warps": num_warps}
