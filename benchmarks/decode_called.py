@@ -15,9 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import decode_graph as graph
 import torch
 
+import decode_graph as graph
 from bayesmem.ops.fused.decode import decode_op
 from bayesmem.ops.triton.decode import decode_step
 
