@@ -41,7 +41,7 @@ SHARED = ("steps", "batch_size", "decay_init", "stop_below", "num_layers", "star
 STYLES = {name: RULES[name] for name in MODELS if name in RULES}
 for _name, _marker in (("kalman_diagonal", "p"), ("kalman_isotropic", "H")):  # thin ones are lost on a curve
     STYLES[_name] = (*RULES[_name][:2], _marker)
-STYLES["bayesian_prior_mixing"] = ("#a4307a", "#ff9ad8", "*")
+STYLES["bayesian_prior_mixing"] = ("#4c8a1f", "#a9dd73", "*")
 STYLES["gla"] = ("#4a7a9c", "#a6cfea", "h")
 STYLES["mamba2"] = ("#b8328a", "#ff8fd2", "v")
 STYLES["kda"] = ("#b3202c", "#ff8080", "<")
