@@ -77,7 +77,7 @@ PLACES = [
     ("factor", "    if (half == 0) {\n      const int token = 16 * n + c;\n", False, "eliminated"),
     ("factor", "    prepare_mix(s.mix[n & 1], s, lane);\n", True, "A and B"),
     ("gate", "    float base[8], gram[8];\n", False, "all met"),
-    ("gate", "    pass_meeting();  // quad is read\n", False, "base"),
+    ("gate", "    if (n < steps) compare_keys(s, n, lane);\n", False, "base"),
     ("gate", "    if (n < steps) compare_keys(s, n, lane);\n", True, "products of keys"),
 ]
 

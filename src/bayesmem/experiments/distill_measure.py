@@ -16,7 +16,7 @@ from bayesmem.models import BayesMemForCausalLM
 from bayesmem.models.movement import compare
 from bayesmem.train import LanguageTrainer, RunConfig, Streams
 from bayesmem.train.callbacks import rows
-from bayesmem.train.distill_start import match_scale
+from bayesmem.train.distill_start import match_scale, replaced
 
 COMPARED = 1024  # tokens of the held-out text on which a start is compared and a memory's gates are read
 
@@ -43,6 +43,8 @@ def held_out(model: BayesMemForCausalLM, streams: Streams, args: TrainingArgumen
 
 def scaled(model: BayesMemForCausalLM, teacher: BayesMemForCausalLM, streams: Streams, args: TrainingArguments) -> int:
     """Bring memories that replace softmax attention to its scale on the first row of the training; how many."""
+    if not replaced(model, teacher):
+        return 0
     tokens = streams.train[0]["input_ids"][None].to(args.device)
     with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
         return match_scale(model.to(args.device).eval(), teacher.to(args.device).eval(), tokens)

@@ -1,12 +1,23 @@
 """Where memories take the place of softmax attention: their outputs begin at the size that the attention's have."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bayesmem.layers import BayesianLayer
 from bayesmem.models import BayesMemForCausalLM
 from bayesmem.models.attention import SoftmaxAttention
+
+
+def replaced(student: BayesMemForCausalLM, teacher: BayesMemForCausalLM) -> list[int]:
+    """Numbers of the layers that are softmax attention in the teacher and a memory in the student."""
+    layers = zip(student.layers, teacher.layers, strict=True)
+    return [
+        number
+        for number, (mine, theirs) in enumerate(layers)
+        if isinstance(theirs.mixer, SoftmaxAttention) and not isinstance(mine.mixer, SoftmaxAttention)
+    ]
 
 
 @torch.no_grad()
@@ -24,13 +35,11 @@ def match_scale(student: BayesMemForCausalLM, teacher: BayesMemForCausalLM, toke
     Returns:
         The number of layers that were scaled; those that are attention in both or a memory in both are not.
     """
-    pairs = [
-        (mine.mixer.readout.o_proj, theirs.mixer.o_proj, theirs.mixer.config.num_heads)
-        for mine, theirs in zip(student.layers, teacher.layers, strict=True)
-        if isinstance(mine.mixer, BayesianLayer) and isinstance(theirs.mixer, SoftmaxAttention)
-    ]
-    if not pairs:
-        return 0
+    pairs: list[tuple[nn.Module, nn.Module, int]] = []
+    for number in replaced(student, teacher):
+        memory: Any = student.layers[number].mixer
+        attention: Any = teacher.layers[number].mixer
+        pairs.append((memory.readout.o_proj, attention.o_proj, attention.config.num_heads))
     wanted: dict[nn.Module, Tensor] = {}
     hooks = []
     for mine, theirs, heads in pairs:

@@ -96,6 +96,7 @@ DEVICE void gate_warp(Shared &s, const float *log_retention, const float *proces
     sync_all();
     float base[8], gram[8];
     gather(base, s.quad, lane);
+    pass_meeting();  // quad is read
     const int at = row * TILE_ROW + left_column, odd = n & 1;
     load4(gram, s.gram + at);
     load4(gram + 4, s.gram + at + 4);
@@ -115,7 +116,6 @@ DEVICE void gate_warp(Shared &s, const float *log_retention, const float *proces
       if (lane == 0) s.step[odd][0] = keep, s.step[odd][1] = add;
       arrive_base();
     }
-    pass_meeting();  // quad is read
     if (n < steps) compare_keys(s, n, lane);
     end_meeting();
   }
