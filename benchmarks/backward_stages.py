@@ -56,17 +56,10 @@ VARIANTS: dict[str, tuple[str, list[dict[str, int]]]] = {
         "chain",
         [{"num_stages": 2}, {"num_warps": 4}, {"num_warps": 4, "num_stages": 2}, {"RENEW": 64}],
     ),
+    # One stage is left out: Triton 3.6 compiles it into reads outside of memory (seen on an H200).
     "covariance tokens": (
         "tokens",
-        [
-            {"num_stages": 1},
-            {"num_stages": 1, "maxnreg": 168},
-            {"num_stages": 1, "maxnreg": 128},
-            {"OUT_BLOCK": 32, "SUM_BLOCK": 64},
-            {"OUT_BLOCK": 32, "SUM_BLOCK": 64, "num_stages": 1, "maxnreg": 168},
-            {"OUT_BLOCK": 128, "num_stages": 1},
-            {"BK": 64, "num_stages": 1},
-        ],
+        [{"maxnreg": 168}, {"OUT_BLOCK": 32, "SUM_BLOCK": 64}, {"OUT_BLOCK": 32, "maxnreg": 168}],
     ),
     "mean prepare": ("prepare", [{"maxnreg": 128}, {"BK": 32, "maxnreg": 128}, {"BK": 128}, {"num_stages": 1}]),
     "mean chain": ("chain", [{"num_stages": 1}, {"BV": 128, "num_warps": 8}]),

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bayesmem.ops.covariance_pass import covariance_pass
-from bayesmem.ops.triton.covariance_cuda import settings
+from bayesmem.ops.triton.covariance_cuda import chosen_settings, settings
 from bayesmem.ops.triton.covariance_forward import covariance_forward
+from bayesmem.ops.triton.device import Device
 from bayesmem.ops.triton.spans import spans_of
 from ops.triton.emulation import emulated_forward
 
@@ -121,6 +122,15 @@ def test_products_of_four_warps_are_taken_where_they_fit():
     sizes = ((60, 1), (64, 1), (128, 1), (256, 4))
     assert {key for key, value in taken.items() if value} == {(k, torch.bfloat16, c) for k, c in sizes}
     assert not settings(64, torch.bfloat16, 1)["WARPGROUPS"]
+
+
+def test_products_of_four_warps_are_chosen_where_they_are_faster(monkeypatch):
+    def chosen(key_dim: int, cluster: int, capability: tuple[int, int]) -> bool:
+        monkeypatch.setattr("bayesmem.ops.triton.covariance_cuda.limits", lambda _: Device(capability, 132, 232448))
+        return bool(chosen_settings(key_dim, torch.bfloat16, cluster, 0)["WARPGROUPS"])
+
+    assert chosen(128, 1, (9, 0)) and chosen(256, 4, (9, 0)) and not chosen(64, 1, (9, 0))
+    assert not chosen(128, 1, (8, 0)) and not chosen(128, 1, (10, 0))
 
 
 @pytest.mark.slow

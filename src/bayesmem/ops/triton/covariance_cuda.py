@@ -15,6 +15,9 @@ LEAST_CAPABILITY = (8, 0)  # TF32 tensor cores
 CLUSTER_CAPABILITY = (9, 0)  # blocks that share their memory
 GROUP_CAPABILITY = (9, 0)  # products of four warps: Hopper's alone
 GROUP_SIZES = ((64, 1), (128, 1), (256, 4))  # padded key dims and clusters whose blocks have whole warpgroups
+# Those that are faster so. At 64 two blocks share a multiprocessor by warps, and by warpgroups, which take more
+# registers, one does (1.06 and 1.56 ms for 256 chains; benchmarks/records/covariance_steps.jsonl).
+GROUP_CHOSEN = ((128, 1), (256, 4))
 WHOLE_KEY_DIM, MAX_KEY_DIM = 128, 256  # what the registers of one multiprocessor hold, and of a cluster of four
 
 
@@ -68,7 +71,10 @@ def shared_bytes(chosen: Mapping[str, int]) -> int:
 def chosen_settings(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> dict[str, int]:
     """The settings on this GPU."""
     capability = limits(torch.device("cuda", device)).capability
-    return settings(key_dim, dtype, cluster, groups=capability == GROUP_CAPABILITY)
+    plain = settings(key_dim, dtype, cluster)
+    if capability != GROUP_CAPABILITY or (plain["KDIM"], cluster) not in GROUP_CHOSEN:
+        return plain
+    return settings(key_dim, dtype, cluster, groups=True)
 
 
 @lru_cache
