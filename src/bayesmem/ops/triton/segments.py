@@ -22,7 +22,6 @@ class Segments:
 
     Attributes:
         spans: the segments as if each were a sequence.
-        whole: the same in one chunk each, for passes of which only the end is kept.
         length: tokens of the longest segment, whole chunks.
         first: the first segment of every sequence ``[S]``.
         last: the last one.
@@ -31,7 +30,6 @@ class Segments:
     """
 
     spans: Spans
-    whole: Spans
     length: int
     first: Int[Tensor, "_"]
     last: Int[Tensor, "_"]
@@ -94,5 +92,4 @@ def _cut(
 
     rounds = tuple(ship([i for i, place in enumerate(places) if place == now]) for now in range(1, max(places) + 1))
     cuts = (*starts, bounds[-1])
-    spans, whole = spans_of(cuts, chunk_size, device, chunks), spans_of(cuts, length, device)
-    return Segments(spans, whole, length, ship(first), ship(last), rounds)
+    return Segments(spans_of(cuts, chunk_size, device, chunks), length, ship(first), ship(last), rounds)
