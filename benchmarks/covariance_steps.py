@@ -46,7 +46,7 @@ PARTS: dict[str, tuple[tuple[str, str], ...]] = {
     "elimination": ((PIVOTS.format(0), PIVOTS.format(15)),),
     "products of keys": (("    if (n < steps) compare_keys(s, n, lane);", ""),),
     "gains to memory": (("if (n >= 0 && 8 * m + (i & 1) < live", "if (n >= 9999999 && 8 * m + (i & 1) < live"),),
-    "checkpoints": (("int due = blocks_a_chunk ? 0 : -1;", "int due = -1;"),),
+    "checkpoints": (("int due = steps_a_chunk ? 0 : -1;", "int due = -1;"),),
     "fences": (('asm volatile("fence.proxy.async.shared::cta;" ::: "memory");', ""),),
 }
 # Who, a line, whether the clock is read after it, and what is then done.

@@ -157,5 +157,8 @@ static void run_clusters(void (*kernel)(), int clusters) {
           swapcontext(&scheduler, &fiber[current]);
         }
     }
+    bool unpaired = everyone.arrived || meeting.arrived;
+    for (int i = 0; i < CLUSTER; ++i) unpaired = unpaired || total[i].arrived || base[i].arrived;
+    if (unpaired) std::abort();  // a barrier was left with some still to come
   }
 }

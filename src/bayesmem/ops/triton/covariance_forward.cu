@@ -19,6 +19,7 @@ DEVICE void gather(float *x, const float (*partial)[TILE], int lane) {
 DEVICE void compare_keys(Shared &s, int n, int lane) {
   const float *before = s.key[(n + BUFFERS) % BUFFERS], *keys = s.key[(n + 1) % BUFFERS];
   const int g = lane >> 2, t = lane & 3;
+  sync_warp();  // gram of the step before is read
   float gram[2][4], link[2][4];
 #pragma unroll
   for (int m = 0; m < 2; ++m)
@@ -279,7 +280,7 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
                                           const float *obs_noise, const float *floor, const float *initial,
                                           const int *seq_start, const int *chunk_first, float *gain,
                                           float *innovation_var, float *checkpoint, float *final, int H, int G,
-                                          int blocks_a_chunk) {
+                                          int steps_a_chunk) {
   SHARED_MEMORY(Shared, s);
   const int bh = BLOCK / CLUSTER, sequence = bh / H, head = bh % H;
   const long long start = seq_start[sequence];
@@ -288,7 +289,7 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
   if (CLUSTER > 1) sync_all();  // all blocks have begun: their shared memory is there
   if (THREAD < 32 * OWN_WARPS)
     matrix_warp(s, k + start * G * K, initial, gain + start * H * K, checkpoint, final, length, chunk_first[sequence],
-                blocks_a_chunk, bh, head, H, G);
+                steps_a_chunk, bh, head, H, G);
   else if (THREAD < 32 * OWN_WARPS + 32)
     gate_warp(s, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head], length, H);
   else

@@ -1,7 +1,7 @@
 // The matrix warps (covariance_shared.cu says how they work).
 
 // Products of pk ([own channels, tokens]) with keys, summed over the channels of this warp: [tokens of pk, tokens of keys].
-// `tile` is this block's place for them, and holds pk turned until then.
+// `tile` is this block's place for them, and holds pk until then, so that it can be read turned.
 DEVICE void contract(float *tile, const float pk[2][4], const float *keys, int g, int t, int own) {
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
@@ -63,7 +63,7 @@ DEVICE void mixed(float gains[2][4], const float pk[2][4], const float *keys, co
 }
 
 DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *gain, float *checkpoint, float *final,
-                        int length, int first_chunk, int blocks_a_chunk, int bh, int head, int H, int G) {
+                        int length, int first_chunk, int steps_a_chunk, int bh, int head, int H, int G) {
   const int warp = RANK * OWN_WARPS + (THREAD >> 5), lane = THREAD & 31, g = lane >> 2, t = lane & 3, own = 16 * warp;
   const int loader = 32 * warp + lane;
   const int steps = (length + 15) / 16;
@@ -93,7 +93,7 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     for (int i = 0; i < 4; ++i) gains[n][i] = y[n][i] = w[n][i] = ahead[n][i] = 0.f;
 
   float *kept = checkpoint + ((long long)first_chunk * H + head) * K * K;
-  int due = blocks_a_chunk ? 0 : -1;  // steps until P is kept again; -1 is never
+  int due = steps_a_chunk ? 0 : -1;  // steps until P is kept again; -1 is never
   // Steps -2 and -1 write nothing (W is zero): they prepare the first two.
   for (int n = -2; n < steps; ++n) {
     const float *now = s.key[(n + BUFFERS) % BUFFERS], *next = s.key[(n + 1 + BUFFERS) % BUFFERS];
@@ -172,7 +172,7 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     end_update(p);
     if (n >= -1 && due-- == 0) {  // P now stands before step n + 1, the first of a chunk
       if (n + 1 < steps) store_rows(kept, p, own + g, 2 * t);
-      kept += (long long)H * K * K, due = blocks_a_chunk - 1;
+      kept += (long long)H * K * K, due = steps_a_chunk - 1;
     }
     if (n == steps - 1) break;
     times_keys(ahead, p, later, g, t);  // P k and quad of the step after the next

@@ -26,6 +26,7 @@ DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lan
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE void sync_warp() { __syncwarp(); }
 // All meet in sync_all. In meet only the matrix warps wait; the others say that they pass, and end it before the next.
+// Barriers by number: 1 all, 2 the meeting of the matrix warps, 4 the factor warp's X for them, 5 the gate warp's base for it.
 #if CLUSTER > 1
 DEVICE void pass_meeting() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 DEVICE void end_meeting() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }

@@ -17,7 +17,8 @@
 //   gain_s = sum_j A_sj P k_j + B_sj k_j,  A_sj = (U_sj/D_s) R_s R_j,  B_sj = (U_sj/D_s) (R_s/R_j) c_j
 //
 // So the factor warp goes from G to the next G by itself, while the matrix warps write W into P. In a step all meet once
-// (sync_all: factors are there, and sums), and the matrix warps once more (meet: all of W is there).
+// (sync_all: factors and quad are there, and Z), and the matrix warps once more (meet: all of W is there; the gate warp
+// says there that it has read quad). Besides, matrix warps wait for X (sync_total), the factor warp for base (sync_base).
 //
 // Products are 3xTF32: a float32 is split into two TF32 numbers, and only the product of the two small halves is left
 // out. Keys of 16 bits are TF32 numbers already (SPLIT_KEYS 0), and then two products do.
@@ -28,7 +29,7 @@
 // A covariance may be shared by CLUSTER blocks on as many multiprocessors (Hopper's thread block clusters), each with its
 // share of the matrix warps; what all need (keys, W, partial sums) is written into the shared memory of every one.
 //
-// P before every chunk of blocks_a_chunk steps is kept for the backward pass (0: nothing is).
+// P before every chunk of steps_a_chunk steps is kept for the backward pass (0: nothing is).
 //
 // Compiled with: CLUSTER, K, KDIM (K padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).
 // Files, in this order: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu), this one, covariance_warps.cu or covariance_warpgroups.cu
@@ -41,7 +42,7 @@
 #define TILE_ROW 20
 #define TILE (16 * TILE_ROW)
 #define BUFFERS 4              // keys of this step and of the two next, and one to fill
-#define CROSS (CLUSTER > 1 ? 2 : 1)  // blocks of a cluster may be half a step apart
+#define CROSS (CLUSTER > 1 ? 2 : 1)  // another block's factor warp may still read Z: sync_total holds back its own alone
 
 // How keys and W lie in shared memory: by rows for one warp's products, by blocks of 8 x 4 (each 128 bytes, what the
 // tensor cores of a warpgroup read) for those of four. A plane holds every second column; planes and rows are padded.

@@ -12,6 +12,8 @@ DEVICE void begin_update(float p[TILES][4], const float w[2][4], const Shared &s
 #pragma unroll
     for (int i = 0; i < 4; ++i) hi[c][i] = a.v[i].hi, lo[c][i] = a.v[i].lo;
   }
+#pragma unroll
+  for (int j = 0; j < TILES; ++j) hold(p[j]);  // no accumulator is set after group_begin
   group_begin();
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
@@ -45,6 +47,9 @@ DEVICE void times_keys(float pk[2][4], const float p[TILES][4], const float *key
 #pragma unroll
       for (int i = 0; i < 4; ++i) hi[n][i] = a.v[i].hi, lo[n][i] = a.v[i].lo;
     }
+    if (j == 0)
+#pragma unroll
+      for (int m = 0; m < 2; ++m) hold(pk[m]), hold(small[m]);
     group_begin();
 #pragma unroll
     for (int n = 0; n < BATCH; ++n) {

@@ -61,7 +61,8 @@ template <int SIGN> DEVICE void group_product_256(float (*d)[4], const unsigned 
 }
 #endif
 template <int COLUMNS, int SIGN> DEVICE void group_product(float (*d)[4], const unsigned *a, const float *b, int plane) {
-  const unsigned long long at = (__cvta_generic_to_shared(b) & 0x3ffff) >> 4;  // strides: to the second four, to 8 columns
+  const unsigned long long at = (__cvta_generic_to_shared(b) & 0x3ffff) >> 4;
+  // Strides: to the second four of the contraction, and to 8 more columns.
   const unsigned long long operand = at | (unsigned long long)(plane / 4) << 16 | (unsigned long long)(128 / 16) << 32;
   if constexpr (COLUMNS == 16) group_product_16<SIGN>(d, a, operand);
 #if KDIM == 64
