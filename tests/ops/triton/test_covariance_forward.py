@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bayesmem.ops.covariance_pass import covariance_pass
-from bayesmem.ops.triton.covariance_cuda import chosen_settings, settings
+from bayesmem.ops.triton.covariance_cuda import chosen_settings, settings, shared_bytes
 from bayesmem.ops.triton.covariance_forward import covariance_forward
 from bayesmem.ops.triton.device import Device
 from bayesmem.ops.triton.spans import spans_of
@@ -131,6 +131,11 @@ def test_products_of_four_warps_are_chosen_where_they_are_faster(monkeypatch):
 
     assert chosen(128, 1, (9, 0)) and chosen(256, 4, (9, 0)) and not chosen(64, 1, (9, 0))
     assert not chosen(128, 1, (8, 0)) and not chosen(128, 1, (10, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_consumer_cards_hold_a_covariance_of_128(dtype):
+    assert shared_bytes(settings(128, dtype, 1)) <= 99 * 1024
 
 
 @pytest.mark.slow
