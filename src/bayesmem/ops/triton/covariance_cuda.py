@@ -120,10 +120,9 @@ def cuda_forward(
     outputs = [gain, innovation_var, checkpoints, final_cov]
     kernel = _kernel(key_dim, k.dtype, cluster, k.device.index)
     assert kernel is not None  # of ``chosen_cluster``
-    with torch.cuda.device(k.device):
-        kernel(
-            grid=(spans.sequences * heads * cluster, 1, 1),
-            block=(2 * chosen["KDIM"] // cluster + 64, 1, 1),
-            args=[*tensors, *outputs, heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0],
-            shared_mem=shared_bytes(chosen),
-        )
+    kernel(
+        grid=(spans.sequences * heads * cluster, 1, 1),
+        block=(2 * chosen["KDIM"] // cluster + 64, 1, 1),
+        args=[*tensors, *outputs, heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0],
+        shared_mem=shared_bytes(chosen),
+    )
