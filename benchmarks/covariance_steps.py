@@ -9,7 +9,6 @@ is told by name.
 """
 
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from torch.nn.functional import normalize
 from bayesmem.ops.triton import covariance_cuda as cuda
 from bayesmem.ops.triton import cuda_source
 from bayesmem.ops.triton.spans import dense_spans
+from bayesmem.report.records import context
 
 DEVICE = torch.device("cuda", 0)
 LENGTH, HEADS, CHUNK, STEP = 4096, 8, 64, 101
@@ -172,7 +172,7 @@ def main() -> None:
     """All of it."""
     about = {
         "command": "benchmarks/covariance_steps.py",
-        "commit": os.environ.get("BAYESMEM_COMMIT", "unknown"),
+        "commit": context()["commit"],
         "card": torch.cuda.get_device_name(DEVICE),
         "torch": torch.__version__,
     }

@@ -6,7 +6,6 @@ As called: medians of 200 calls between events, and the host's time of a call. R
 """
 
 import json
-import os
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 import decode_graph as graph
 from bayesmem.ops.fused.decode import decode_op
 from bayesmem.ops.triton.decode import decode_step
+from bayesmem.report.records import context
 
 CALLS, WARM = 200, 20
 SMALL = 64
@@ -64,7 +64,7 @@ def main() -> None:
     out = Path(sys.argv[1])
     about = {
         "command": "benchmarks/decode_called.py",
-        "commit": os.environ.get("BAYESMEM_COMMIT", "unknown"),
+        "commit": context()["commit"],
         "card": torch.cuda.get_device_name(graph.DEVICE),
         "torch": torch.__version__,
     }
