@@ -38,13 +38,13 @@ NO_PRODUCT = tuple(
     (f"      group_product<STEP, 1>({name}, {half}[n], b, KEY_PLANE);\n", "")
     for name, half in (("pk", "hi"), ("small", "lo"))
 )
-PIVOTS = "    for (int j = {}; j < STEP; ++j) {{\n      const float d = shuffle(a[j], j)"
+PIVOTS = "    for (int j = block; j < block + {}; ++j) {{"
 PARTS: dict[str, tuple[tuple[str, str], ...]] = {
     "nothing": (),
     "update of P": NO_UPDATE,
     "P k": NO_PRODUCT,
     "update of P and P k": NO_UPDATE + NO_PRODUCT,
-    "elimination": ((PIVOTS.format(0), PIVOTS.format("STEP - 1")),),
+    "elimination": ((PIVOTS.format(8), PIVOTS.format(1)),),
     "products of keys": (("    compare_keys(s, n, c);\n  }", "  }"),),
     "gains to memory": (("if (8 * m + (i & 1) < live", "if (n >= 9999999 && 8 * m + (i & 1) < live"),),
     "checkpoints": (("int due = steps_a_chunk ? 0 : -1;", "int due = -1;"),),
@@ -73,15 +73,15 @@ PLACES = [
     ("crossing", "      join(s, n, c);\n", True, "G"),
     ("crossing", "      crossed(e, s, odd, c);\n", False, "Z is there"),
     ("crossing", "      crossed(e, s, odd, c);\n", True, "C"),
-    ("crossing", "      const float inverse = reciprocal(square);\n", False, "eliminated"),
+    ("crossing", "      s.roots[c] = square;\n", False, "eliminated"),
     ("crossing", "      arrive_at<SEEN, MATRIX_AND(1)>();\n", False, "X"),
     ("whitening", "      if (n < steps - 1) arrive_at<CROSSED, MATRIX_AND(2)>();\n", False, "G is there"),
     ("whitening", "      const int token = STEP * n + c;\n", False, "eliminated"),
     ("whitening", "      arrive_at<FACTORS, MATRIX_AND(1)>();\n", False, "A and B"),
     ("whitening", "      wait_at<WRITTEN, MATRIX_AND(2)>();\n    }\n  }\n}", False, "told"),
-    ("gate", "    float base[STEP];\n", False, "quad is there"),
-    ("gate", "    if (n == 0) compare_keys(s, -1, c);\n", False, "quad summed"),
-    ("gate", "    if (n == steps) break;\n", False, "G is there"),
+    ("gate", "      float base[STEP];\n", False, "quad is there"),
+    ("gate", "      const float rho = expf(coming[0])", False, "quad summed"),
+    ("gate", "      if (n == steps) break;\n", False, "G is there"),
     ("gate", "    compare_keys(s, n, c);\n  }", False, "base"),
 ]
 TICKS = ("  float step[2][4]; ", "  unsigned tick[64];\n  float step[2][4]; ")

@@ -74,8 +74,8 @@ def shared_bytes(chosen: Mapping[str, int]) -> int:
     padded = chosen["KDIM"]
     if chosen["STEP"] == WIDE_STEP:
         tile = 32 * 36
-        tables = 2 * 10 * 128 + 16 * 8 * 20 + 9 * 32 + 2 * 4
-        return 4 * (3 * 33 * padded + 2 * (32 * padded + 32) + tile * (padded // 8 + 9) + tables)
+        tables = 2 * 10 * 128 + 16 * 8 * 20 + 14 * 32 + 2 * 4
+        return 4 * (3 * 33 * padded + 2 * (32 * padded + 32) + tile * (padded // 8 + 10) + tables)
     keys, write = (17 * padded, 16 * padded + 16) if chosen["WARPGROUPS"] else (16 * (padded + 8), 24 * padded)
     partial = (padded // 16) * (2 if chosen["CLUSTER"] == 1 else 3)
     tables = 20 * 128 + 2 * 16 * 24 + 4 * 16 + 2 * 4

@@ -51,6 +51,8 @@ DEVICE void sync_total() { asm volatile("bar.sync 4, %0;" ::"r"(THREADS - 32) : 
 DEVICE void arrive_total() { asm volatile("bar.arrive 4, %0;" ::"r"(THREADS - 32) : "memory"); }
 DEVICE void arrive_base() { asm volatile("bar.arrive 5, 64;" ::: "memory"); }
 DEVICE void sync_base() { asm volatile("bar.sync 5, 64;" ::: "memory"); }
+DEVICE int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }  // so that the compiler knows it is
+DEVICE void hide(int &x) { asm volatile("" : "+r"(x)); }
 // A barrier by number, at which COUNT threads wait or pass.
 template <int NUMBER, int COUNT> DEVICE void wait_at() { asm volatile("bar.sync %0, %1;" ::"n"(NUMBER), "n"(COUNT) : "memory"); }
 template <int NUMBER, int COUNT> DEVICE void arrive_at() { asm volatile("bar.arrive %0, %1;" ::"n"(NUMBER), "n"(COUNT) : "memory"); }

@@ -57,14 +57,22 @@ struct Shared {
   float gram[TILE];
   float link[2][TILE];
   float fresh[2][TILE];                       // (R_s/R_j) c_j
-  float whiten[TILE];                         // U_sj / D_s
+  float beside[2][TILE];                      // U_sj / D_s; X_s / sqrt(D_s)
+  float row[2][2][STEP];                      // of G, for the lanes of a factor warp
   float mix[2][PAIRS][128];                   // A and B of W = A P k + B k, split, as the right sides of products
   float seen[NT * NT][SEEN_TILE];             // X, likewise
   float since[2][STEP], left_over[2][STEP];   // R_s, R_C/R_s
   float reach[2][STEP], refill[2][STEP];      // R_C R_j, (R_C/R_j) c_j
+  float roots[STEP];                          // sqrt(D_s), for X
   float factor[STEP];                         // (R_C/R_s) sqrt(D_s)
   float step[2][4];                           // R_C^2, c_C
 };
 
 // Where the tile of tokens 8 c .. 8 c + 7 (columns) and 8 m .. 8 m + 7 (rows) of a lower triangle stands.
 DEVICE int lower(int c, int m) { return m * (m + 1) / 2 + c; }
+
+// A condition whose value the compiler does not follow from one place to the next.
+DEVICE bool is(int x) {
+  hide(x);
+  return x;
+}

@@ -4,7 +4,7 @@
 DEVICE void gather(float x[STEP], const float (*partial)[TILE], int lane) {
 #pragma unroll
   for (int i = 0; i < STEP; ++i) x[i] = 0.f;
-#pragma unroll
+#pragma unroll 2
   for (int w = 0; w < MATRIX_WARPS; ++w)
 #pragma unroll
     for (int i = 0; i < STEP; i += 4) {
@@ -68,51 +68,52 @@ DEVICE void gate_warp(Shared &s, const float *log_retention, const float *proces
   float keep = 1.f, add = 0.f;  // R_C^2 and c_C of the step before
   float coming[3] = {0.f, 0.f, 1.f};
   if (c < length) coming[0] = log_retention[c * H], coming[1] = process_noise[c * H], coming[2] = obs_noise[c * H];
-  for (int n = 0; n <= steps && steps; ++n) {  // prepares step n
-    const float rho = expf(coming[0]), noise = coming[1], given = coming[2];
-    const int later = STEP * (n + 1) + c;
-    const bool inside = later < length;
-    coming[0] = inside ? log_retention[(long long)later * H] : 0.f;
-    coming[1] = inside ? process_noise[(long long)later * H] : 0.f;
-    coming[2] = inside ? obs_noise[(long long)later * H] : 1.f;
-    float since = 1.f, gathered = 0.f, mine = 1.f, behind = 0.f, left_over = 1.f;  // R_C, c_C; R_c, c_c, R_C/R_c
-#pragma unroll
-    for (int i = 0; i < STEP; ++i) {
-      const float kept = shuffle(rho, i);
-      since *= kept;
-      gathered = kept * kept * gathered + shuffle(noise, i);
-      if (i == c) mine = since, behind = gathered;
-      if (i > c) left_over *= kept;
-    }
-    wait_at<QUAD, MATRIX_AND(1)>();  // of step n - 2
-    float base[STEP];
-    if (n < steps) gather(base, s.quad, c);
-    arrive_at<WRITTEN, MATRIX_AND(2)>();  // of step n - 1
-    if (n == 0) compare_keys(s, -1, c);
-    else wait_at<JOINT, 96>();  // of step n - 1
-    if (n == steps) break;
-    const int odd = n & 1;
-    float ratio = 1.f;  // R_c/R_j
-#pragma unroll
-    for (int i = STEP - 4; i >= 0; i -= 4) {
-      float gram[4], fresh[4];
-      load4(gram, s.gram + c * TILE_ROW + i);
-#pragma unroll
-      for (int j = i + 3; j >= i; --j) {
-        const float kept = shuffle(rho, j);
-        fresh[j - i] = ratio * shuffle(behind, j);
-        if (j <= c) ratio *= kept;
-        base[j] = mine * shuffle(mine, j) * (keep * base[j] + add * gram[j - i]) + fresh[j - i] * gram[j - i];
-        if (j == c) base[j] += fmaxf(given, floor * gram[j - i]);
+#pragma unroll 1
+  for (int n = -1; n <= steps && steps; ++n) {  // prepares step n
+    if (n != 0) wait_at<QUAD, MATRIX_AND(1)>();  // of step n - 2; the first keys come with the first quad
+    if (n >= 0) {
+      float base[STEP];
+      if (n < steps) gather(base, s.quad, c);
+      arrive_at<WRITTEN, MATRIX_AND(2)>();  // of step n - 1
+      const float rho = expf(coming[0]), noise = coming[1], given = coming[2];
+      const int later = STEP * (n + 1) + c, odd = n & 1;
+      const bool inside = later < length;
+      coming[0] = inside ? log_retention[(long long)later * H] : 0.f;
+      coming[1] = inside ? process_noise[(long long)later * H] : 0.f;
+      coming[2] = inside ? obs_noise[(long long)later * H] : 1.f;
+      float since = 1.f, gathered = 0.f, mine = 1.f, behind = 0.f, left_over = 1.f;  // R_C, c_C; R_c, c_c, R_C/R_c
+#pragma unroll 8
+      for (int i = 0; i < STEP; ++i) {
+        const float kept = shuffle(rho, i);
+        since *= kept;
+        gathered = kept * kept * gathered + shuffle(noise, i);
+        if (i == c) mine = since, behind = gathered;
+        if (i > c) left_over *= kept;
       }
-      store4(s.base + c * TILE_ROW + i, base + i);
-      store4(s.fresh[odd] + c * TILE_ROW + i, fresh);
+      if (n > 0) wait_at<JOINT, 96>();  // of step n - 1
+      if (n == steps) break;
+      float ratio = 1.f;  // R_c/R_j
+#pragma unroll
+      for (int i = STEP - 4; i >= 0; i -= 4) {
+        float gram[4], fresh[4];
+        load4(gram, s.gram + c * TILE_ROW + i);
+#pragma unroll
+        for (int j = i + 3; j >= i; --j) {
+          const float kept = shuffle(rho, j);
+          fresh[j - i] = ratio * shuffle(behind, j);
+          if (j <= c) ratio *= kept;
+          base[j] = mine * shuffle(mine, j) * (keep * base[j] + add * gram[j - i]) + fresh[j - i] * gram[j - i];
+          if (j == c) base[j] += fmaxf(given, floor * gram[j - i]);
+        }
+        store4(s.base + c * TILE_ROW + i, base + i);
+        store4(s.fresh[odd] + c * TILE_ROW + i, fresh);
+      }
+      keep = since * since, add = gathered;
+      s.since[odd][c] = mine, s.left_over[odd][c] = left_over;
+      s.reach[odd][c] = since * mine, s.refill[odd][c] = left_over * behind;
+      if (c == 0) s.step[odd][0] = keep, s.step[odd][1] = add;
+      arrive_at<BASE, 64>();
     }
-    keep = since * since, add = gathered;
-    s.since[odd][c] = mine, s.left_over[odd][c] = left_over;
-    s.reach[odd][c] = since * mine, s.refill[odd][c] = left_over * behind;
-    if (c == 0) s.step[odd][0] = keep, s.step[odd][1] = add;
-    arrive_at<BASE, 64>();
     compare_keys(s, n, c);
   }
 }
@@ -125,7 +126,7 @@ DEVICE void prepare_mix(Shared &s, int odd, int lane) {
 #pragma unroll
     for (int c = 0; c <= m; ++c) {
       const int row = 8 * m + g, column = 8 * c + 2 * t, at = row * TILE_ROW + column;
-      const float u0 = s.whiten[at], u1 = s.whiten[at + 1], reached = s.since[odd][row];
+      const float u0 = s.beside[0][at], u1 = s.beside[0][at + 1], reached = s.since[odd][row];
       // above the diagonal U is zero and fresh is not made
       const float f0 = column <= row ? s.fresh[odd][at] : 0.f, f1 = column < row ? s.fresh[odd][at + 1] : 0.f;
       float halves[4];
@@ -191,28 +192,62 @@ DEVICE void crossed(float e[STEP], const Shared &s, int odd, int lane) {
   }
 }
 
-// X, of which this lane has a column, split as right sides of products.
-DEVICE void tell(Shared &s, const float x[STEP], int lane) {
+// U times the column e beside G, whose column c is a: lane c has both, and of a the rows j <= c count. Row j, over D_j,
+// goes to beside[j]; D_c is given back. Rows move up by one with every pivot, so that a loop of few instructions does.
+DEVICE float eliminate(float a[STEP], float e[STEP], float *beside, float (*row)[STEP], int c) {
+  float pivot = 1.f;
+#pragma unroll
+  for (int block = 0; block < STEP; block += 8) {
+    const int left = STEP - block;  // rows that may be there still
+#pragma unroll 1
+    for (int j = block; j < block + 8; ++j) {
+      float *to = row[j & 1];
+      if (c > j) to[c - j - 1] = a[0];
+      const float d = shuffle(a[0], j), inverse = reciprocal(d), scaled = a[0] * inverse, over = e[0] * inverse;
+      if (c == j) pivot = d;
+      beside[j * TILE_ROW + c] = over;
+      sync_warp();
+#pragma unroll
+      for (int i = 0; i < left - 1; i += 4) {
+        float entry[4];
+        load4(entry, to + i);
+#pragma unroll
+        for (int k = i; k < i + 4 && k < left - 1; ++k)
+          a[k] = a[k + 1] - entry[k - i] * scaled, e[k] = e[k + 1] - entry[k - i] * over;
+      }
+    }
+  }
+  return pivot;
+}
+
+// X from its rows over sqrt(D), split as right sides of products: this lane has column `lane`.
+DEVICE void tell(Shared &s, const float *rows, const float *roots, int lane) {
   const int m = lane >> 3, g = lane & 7;
 #pragma unroll
   for (int c = 0; c < NT; ++c)
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
+      const int row = 8 * c + 2 * t;
       float halves[4];
-      split_pair(halves, x[8 * c + 2 * t], x[8 * c + 2 * t + 1]);
+      split_pair(halves, rows[row * TILE_ROW + lane] * roots[row], rows[(row + 1) * TILE_ROW + lane] * roots[row + 1]);
       store4(s.seen[NT * c + m] + SEEN_ROW * g + 4 * t, halves);
     }
   sync_warp();
 }
 
-// Both factor warps: they eliminate the same G, by the same instructions.
-DEVICE void factor_warp(Shared &s, bool crossing, float *innovation_var, int length, int H) {
+// Both factor warps: they eliminate the same G by the same instructions. What differs is asked by `is`, so that the
+// compiler does not make two copies of the elimination: the multiprocessor's caches hold some 100 KB of instructions.
+DEVICE void factor_warp(Shared &s, int crossing, float *innovation_var, int length, int H) {
   const int c = THREAD & 31, steps = (length + STEP - 1) / STEP;
-  if (!crossing && steps) wait_at<WRITTEN, MATRIX_AND(2)>();  // of step -1
+  float *beside = s.beside[crossing];
+  if (!is(crossing) && steps) wait_at<WRITTEN, MATRIX_AND(2)>();  // of step -1
+#pragma unroll 1
   for (int n = 0; n < steps; ++n) {
     const int odd = n & 1;
     float a[STEP], e[STEP];  // column c of G, of which rows j <= c count, and one beside it
-    if (crossing) {
+#pragma unroll
+    for (int j = 0; j < STEP; ++j) e[j] = j == c ? 1.f : 0.f;
+    if (is(crossing)) {
       join(s, n, c);
       arrive_at<JOINT, 96>();
       if (n == steps - 1) break;
@@ -221,29 +256,13 @@ DEVICE void factor_warp(Shared &s, bool crossing, float *innovation_var, int len
     } else {
       wait_at<JOINT, 96>();
       if (n < steps - 1) arrive_at<CROSSED, MATRIX_AND(2)>();
-#pragma unroll
-      for (int j = 0; j < STEP; ++j) e[j] = j == c ? 1.f : 0.f;
     }
     load_row(a, s.joint[odd], c);
-    float pivot = 1.f;  // D_c
-#pragma unroll
-    for (int j = 0; j < STEP; ++j) {
-      const float d = shuffle(a[j], j), inverse = reciprocal(d);
-      const float scaled = a[j] * inverse, beside = e[j] * inverse;
-      if (j == c) pivot = d;
-      if (!crossing) s.whiten[j * TILE_ROW + c] = beside;
-#pragma unroll
-      for (int i = j + 1; i < STEP; ++i) {
-        const float entry = shuffle(a[j], i);
-        a[i] -= entry * scaled, e[i] -= entry * beside;
-      }
-    }
-    const float square = root(pivot);
-    if (crossing) {
-      const float inverse = reciprocal(square);
-#pragma unroll
-      for (int j = 0; j < STEP; ++j) e[j] *= shuffle(inverse, j);
-      tell(s, e, c);
+    const float pivot = eliminate(a, e, beside, s.row[crossing], c), square = root(pivot);
+    if (is(crossing)) {
+      s.roots[c] = square;
+      sync_warp();
+      tell(s, beside, s.roots, c);
       arrive_at<SEEN, MATRIX_AND(1)>();
     } else {
       const int token = STEP * n + c;
@@ -263,7 +282,7 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
                                           float *innovation_var, float *checkpoint, float *final, int H, int G,
                                           int steps_a_chunk) {
   SHARED_MEMORY(Shared, s);
-  const int sequence = BLOCK / H, head = BLOCK % H, warp = THREAD >> 5;
+  const int sequence = BLOCK / H, head = BLOCK % H, warp = uniform(THREAD >> 5);
   const long long start = seq_start[sequence];
   const int length = seq_start[sequence + 1] - (int)start;
   const long long gates = start * H + head;

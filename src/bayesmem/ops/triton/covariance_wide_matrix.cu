@@ -145,6 +145,7 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
   float *kept = checkpoint + ((long long)first_chunk * H + head) * K * K;
   int due = steps_a_chunk ? 0 : -1;  // steps until P is kept again; -1 is never
   // Steps -2 and -1 write nothing (W is zero): they prepare the first two.
+#pragma unroll 1
   for (int n = steps ? -2 : 0; n < steps; ++n) {
     const float *now = s.key[(n + 3) % BUFFERS], *next = s.key[(n + 4) % BUFFERS], *later = s.key[(n + 5) % BUFFERS];
     const bool more = n + 2 < steps;
