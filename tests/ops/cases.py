@@ -34,6 +34,8 @@ class Design:
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        if self.covariance == "none":
+            return ("final_belief",)
         measured = self.write == "measurement"
         return ("predictive_var", "final_belief", *(["log_evidence"] if measured else []))
 
@@ -48,6 +50,7 @@ CONSTANT = [
     Design("steady_state", "prior_mixing"),
     Design("steady_state", "prior_mixing", given_steady_var=True),
 ]
+DRIVEN = Design("none", "prior_mixing", "latent_input")  # a mean alone
 LATENT = [Design("full", noise, "latent_input") for noise in ("prior_mixing", "additive")]
 MEASURED = CARRIED + CONSTANT
 DESIGNS = MEASURED + LATENT

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bayesmem.ops import Assumptions, Backend, Discount, LogLinearMixing, bayesian_filter
 from bayesmem.types import Belief
-from ops.cases import Case, Design, fields, make_case
+from ops.cases import DRIVEN, Case, Design, fields, make_case
 
 # Chunks made room for but without tokens compute on whatever memory holds, and store nothing.
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
@@ -28,6 +28,7 @@ DESIGNS = [
     Design("steady_state", "prior_mixing", given_steady_var=True),
     Design("isotropic", "prior_mixing"),
     Design("isotropic", "additive"),
+    DRIVEN,
 ]
 # Relative root mean squared errors, of outputs, of gradients of streams and beliefs, and of gates. For 16 bits it is
 # flash-linear-attention's own table for its delta rule, which it uses for float32 as well.
@@ -45,6 +46,8 @@ def prepared(design: Design, dtype: torch.dtype, **sizes) -> Case:
     case = make_case(design, **sizes)
     if design.covariance == "full":
         case = case.with_(prior_var=case.tensors["prior_var"][:, 0])
+    elif design.covariance == "none":
+        case = case.with_(prior_var=None, log_retention=None)
     x = {name: t.to(DEVICE, dtype if name in STREAMS else torch.float32) for name, t in case.tensors.items()}
     unit = {name: torch.nn.functional.normalize(x[name].float(), dim=-1).to(dtype) for name in ("q", "k")}
     return case.with_(**(x | unit))
@@ -91,7 +94,7 @@ def test_every_structure_and_noise(design: Design, packed: bool):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if GPU else [])], ids=str)
-@pytest.mark.parametrize("design", [DESIGNS[0], DESIGNS[2], DESIGNS[3], DESIGNS[6]], ids=str)
+@pytest.mark.parametrize("design", [DESIGNS[0], DESIGNS[2], DESIGNS[3], DESIGNS[6], DRIVEN], ids=str)
 def test_sixteen_bits(design: Design, dtype: torch.dtype):
     case = prepared(design, dtype, batch=1, length=40, key_dim=20, value_dim=9, groups=2, heads=4)
     assert_filters(case, dtype)
@@ -245,7 +248,7 @@ def test_without_a_gpu_the_mend_is_named(monkeypatch):
 @pytest.mark.skipif(not GPU, reason="sizes of use need a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 64), (128, 128), (96, 80), (128, 512), (256, 256), (256, 32)])
-@pytest.mark.parametrize("design", [DESIGNS[0], DESIGNS[2]], ids=str)
+@pytest.mark.parametrize("design", [DESIGNS[0], DESIGNS[2], DRIVEN], ids=str)
 def test_sizes_of_use(design: Design, key_dim: int, value_dim: int, dtype: torch.dtype):
     case = prepared(design, dtype, batch=2, length=200, groups=1, heads=2, key_dim=key_dim, value_dim=value_dim)
     assert_filters(case, dtype, chunk=None)

@@ -92,7 +92,6 @@ def bayesian_filter(
         check.check_values(named)
     with torch.autocast(q.device.type, enabled=False):
         if _takes_kernels(q, k, v, log_decay, assumptions, backend):
-            assert obs_noise is not None
             rest = (initial_belief, cu_seqlens, tuple(outputs), backend.chunk_size)
             return filter_fused(q, k, v, log_decay, obs_noise, assumptions, *rest)
         problem = normalised(q, k, v, log_decay, obs_noise, assumptions, initial_belief, bounds)

@@ -19,7 +19,6 @@ from bayesmem.types import Belief, FilterOutput
 
 MAX_KEY_DIM, MAX_VALUE_DIM, SMALL_KEY_DIM = 256, 512, 128
 CHUNKS = (16, 32, 64)
-STRUCTURES = ("full", "reset", "diagonal", "isotropic", "steady_state")
 
 
 def available(q: Tensor) -> str | None:
@@ -40,10 +39,8 @@ def unsupported(
     noise = a.process_noise
     if q.dtype == torch.float64:
         return "its covariance is float32 and the inputs are float64"
-    if a.write == "latent_input":
-        return "it has no latent-input write"
-    if a.covariance not in STRUCTURES:
-        return f"it has no {a.covariance!r} covariance"
+    if a.write == "latent_input" and a.covariance != "none":
+        return f"its latent-input write takes covariance='none' (got {a.covariance!r})"
     if a.dof is not None:
         return "it has no Student-t noise"
     if not isinstance(noise, PriorMixing | Additive):
@@ -79,14 +76,18 @@ def filter_fused(
     k: Tensor,
     v: Tensor,
     log_decay: Tensor | None,
-    obs_noise: Tensor,
+    obs_noise: Tensor | None,
     a: Assumptions,
     belief: Belief | None,
     cu_seqlens: Tensor | None,
     outputs: tuple[str, ...],
     chunk: int | None = None,
 ) -> FilterOutput:
-    """Filter with the kernels; arguments as of ``bayesian_filter``, checked, of a kind that ``unsupported`` passes."""
+    """Filter with the kernels; arguments as of ``bayesian_filter``, checked, of a kind that ``unsupported`` passes.
+
+    A latent-input write is a measurement through zero keys, which says nothing: values go in whole, along a gain that
+    is the write key.
+    """
     from bayesmem.ops import fused
 
     (batch, length, _, key_dim), (heads, value_dim) = q.shape, v.shape[2:]
@@ -103,7 +104,8 @@ def filter_fused(
 
     tensors = (q, k, v, obs_noise, log_decay, *_held(a), *(() if belief is None else (belief.mean, belief.cov)))
     learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    q, k, v, noise = row(q), row(k), row(v), gate(obs_noise)
+    q, k, v = row(q), row(k), row(v)
+    noise = torch.ones(batch * length, heads, **wide) if obs_noise is None else gate(obs_noise)
     decay = torch.zeros(batch * length, heads, **wide) if log_decay is None else gate(log_decay).clamp(min=LOG_ZERO)
     by_channel = decay.ndim == 3
     prior = a.prior_var.float() if isinstance(a.prior_var, Tensor) else torch.full((heads,), float(a.prior_var), **wide)
@@ -112,7 +114,9 @@ def filter_fused(
     want_var, want_evidence = "predictive_var" in outputs, not set(MEASURED).isdisjoint(outputs)
     var = final_cov = None
     stepwise = length == 1 and cu_seqlens is None and not learning and not by_channel
-    if a.covariance == "full":
+    if a.write == "latent_input":
+        gain, innovation_var, k = k.repeat_interleave(heads // k.shape[1], 1), noise, torch.zeros_like(k)
+    elif a.covariance == "full":
         retention, added = _scalar_noise(a, decay, prior, gate)
         if given is None:
             given = torch.diag_embed(prior[:, None].expand(heads, key_dim)).expand(sequences, -1, -1, -1).contiguous()

@@ -142,8 +142,13 @@ def test_products_of_four_warps_are_chosen_where_they_are_faster(monkeypatch):
     assert chosen(128, 1, (9, 0)) and chosen(256, 4, (9, 0)) and not chosen(64, 1, (9, 0))
     assert not chosen(128, 1, (8, 0)) and not chosen(128, 1, (10, 0))
     monkeypatch.setattr("bayesmem.ops.triton.covariance_cuda.limits", lambda _: Device((9, 0), 132, 232448))
-    steps = [chosen_settings(128, torch.bfloat16, 1, 0, chunk)["STEP"] for chunk in (16, 32, 64)]
-    assert steps == [16, 32, 32]  # P is kept before every chunk
+
+    def steps() -> list[int]:
+        return [chosen_settings(128, torch.bfloat16, 1, 0, chunk)["STEP"] for chunk in (16, 32, 64)]
+
+    assert steps() == [16, 16, 16]  # wide steps are slower
+    monkeypatch.setattr("bayesmem.ops.triton.covariance_cuda.WIDE_CHOSEN", ((128, 1),))
+    assert steps() == [16, 32, 32]  # P is kept before every chunk
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])

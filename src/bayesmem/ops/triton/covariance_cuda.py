@@ -19,7 +19,9 @@ GROUP_SIZES = ((64, 1), (128, 1), (256, 4))  # padded key dims and clusters whos
 # registers, one does (1.06 and 1.56 ms for 256 chains; benchmarks/records/covariance_steps.jsonl).
 GROUP_CHOSEN = ((128, 1), (256, 4))
 STEP, WIDE_STEP = 16, 32  # tokens a step
-WIDE_CHOSEN = ((128, 1),)  # padded key dims and clusters with wide steps
+# Padded key dims and clusters with wide steps: none, since these are right and slower (1.51 against 1.06 to 1.15 ms at
+# 128; docs/notes/003-kernels.md says what is known of why).
+WIDE_CHOSEN: tuple[tuple[int, int], ...] = ()
 WIDE_FILES = ("covariance_wide_matrix.cu", "covariance_wide_factor.cu")
 WHOLE_KEY_DIM, MAX_KEY_DIM = 128, 256  # what the registers of one multiprocessor hold, and of a cluster of four
 
