@@ -11,7 +11,7 @@
 #define OWN_WARPS (MATRIX_WARPS / CLUSTER)
 #define TILES (KDIM / 8)       // tiles of 8 columns in a row of P
 #define NT (STEP / 8)          // tiles of 8 tokens
-#define WIDE_ROW 24
+#define WIDE_ROW 24            // padded rows: no two lanes of a fragment meet in one bank
 
 // How keys and W lie in shared memory: by rows for one warp's products, by blocks of 8 x 4 (each 128 bytes, what the
 // tensor cores of a warpgroup read) for those of four. A plane holds every second column; planes and rows are padded.

@@ -26,8 +26,9 @@
 // P before every chunk of steps_a_chunk steps is kept for the backward pass (0: nothing is).
 //
 // Compiled with: CLUSTER, K, KDIM (K padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).
-// Files, in this order: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu), this one, covariance_warps.cu or covariance_warpgroups.cu
-// (how P is multiplied), covariance_matrix.cu (the matrix warps), covariance_forward.cu (the other two, and the kernel).
+// Files, in this order: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu), covariance_halves.cu (what the
+// kernels share), this one, covariance_warps.cu or covariance_warpgroups.cu (how P is multiplied), covariance_matrix.cu (the
+// matrix warps), covariance_forward.cu (the other two, and the kernel).
 
 #define TILE_ROW 20  // padded rows: no two lanes of a fragment meet in one bank
 #define TILE (16 * TILE_ROW)

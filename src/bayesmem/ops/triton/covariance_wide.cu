@@ -1,5 +1,6 @@
 // The covariance pass, forward, 32 tokens a step: the same mathematics as covariance_shared.cu, whose legend holds here,
-// for Hopper, one multiprocessor a covariance, keys of 16 bits.
+// for Hopper, one multiprocessor a covariance, keys of 16 bits. It is right and not chosen: slower than 16 tokens a step, so
+// far (docs/notes/003-kernels.md).
 //
 // P is scaled, split and multiplied once for 32 tokens instead of twice, and nobody waits for all. The elimination of G
 // is in two warps, each lane with a column of G and one of what is eliminated beside it:
