@@ -14,7 +14,7 @@
 #define BLOCK (current_block * CLUSTER + RANK)
 #define SHARED_MEMORY(type, name) type &name = *(type *)shared_bytes[RANK]
 #ifndef THREADS
-#define THREADS (2 * KDIM / CLUSTER + (STEP == 32 ? 128 : 64))
+#define THREADS (2 * KDIM / CLUSTER + 64)
 #endif
 #define FIBERS (THREADS * CLUSTER)
 
@@ -37,7 +37,7 @@ struct Barrier {
   }
 };
 
-static Barrier everyone, meeting, total[CLUSTER], base[CLUSTER], numbered[16], lanes[FIBERS / 32];
+static Barrier everyone, meeting, total[CLUSTER], base[CLUSTER], lanes[FIBERS / 32];
 static float slot[FIBERS / 32][2][32];
 static unsigned operand[FIBERS / 32][2][32][6];
 
@@ -67,14 +67,10 @@ DEVICE void sync_total() { total[RANK].wait(THREADS - 32); }
 DEVICE void arrive_total() { total[RANK].arrive(THREADS - 32); }
 DEVICE void arrive_base() { base[RANK].arrive(64); }
 DEVICE void sync_base() { base[RANK].wait(64); }
-template <int NUMBER, int COUNT> static void wait_at() { numbered[NUMBER].wait(COUNT); }
-template <int NUMBER, int COUNT> static void arrive_at() { numbered[NUMBER].arrive(COUNT); }
 DEVICE float *peer(float *at, int rank) { return (float *)(shared_bytes[rank] + ((char *)at - shared_bytes[RANK])); }
 DEVICE void load4(float *x, const float *at) { std::memcpy(x, at, 16); }
 DEVICE void store4(float *at, const float *x) { std::memcpy(at, x, 16); }
 DEVICE void store2(float *at, float x, float y) { at[0] = x, at[1] = y; }
-DEVICE int uniform(int x) { return x; }
-DEVICE void hide(int &) {}
 DEVICE float reciprocal(float x) { return 1.f / x; }
 DEVICE float root(float x) { return std::sqrt(x); }
 DEVICE float widen(unsigned bits) {
@@ -130,8 +126,6 @@ DEVICE void group_commit() {}
 template <int LEFT> static void group_wait() {}
 DEVICE void hold(float *) {}
 DEVICE void fence_for_groups() {}
-template <int COUNT> static void more_registers() {}
-template <int COUNT> static void fewer_registers() {}
 #endif
 
 // A launch: every cluster of blocks in turn, its threads as fibers.
@@ -165,7 +159,6 @@ static void run_clusters(void (*kernel)(), int clusters) {
     }
     bool unpaired = everyone.arrived || meeting.arrived;
     for (int i = 0; i < CLUSTER; ++i) unpaired = unpaired || total[i].arrived || base[i].arrived;
-    for (const Barrier &one : numbered) unpaired = unpaired || one.arrived;
     if (unpaired) std::abort();  // a barrier was left with some still to come
   }
 }

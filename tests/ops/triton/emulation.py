@@ -24,10 +24,10 @@ class Arguments(ctypes.Structure):
 
 
 @lru_cache
-def compiled(folder: Path, key_dim: int, dtype: torch.dtype, cluster: int, groups: bool, wide: bool) -> ctypes.CDLL:
+def compiled(folder: Path, key_dim: int, dtype: torch.dtype, cluster: int, groups: bool) -> ctypes.CDLL:
     """The kernel with its launch as a library in ``folder``."""
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    settings = covariance_cuda.settings(key_dim, dtype, cluster, groups, wide)
+    settings = covariance_cuda.settings(key_dim, dtype, cluster, groups)
     own = [cuda_source.HERE / file for file in covariance_cuda.sources(settings)]
     parts = (HERE / "cuda_on_cpu.h", *own, HERE / "cuda_on_cpu_main.h")
     source = "\n".join(part.read_text() for part in parts)
@@ -49,9 +49,8 @@ def emulated_forward(
     spans: Spans,
     cluster: int = 1,
     together: bool = False,
-    wide: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ``covariance_forward``, four warps multiplying ``together``, in ``wide`` steps, if they can.
+    """As ``covariance_forward``, four warps multiplying ``together`` if they can.
 
     Outputs start as NaN, so that what is not written shows.
     """
@@ -65,10 +64,10 @@ def emulated_forward(
     )
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans.seq_start, spans.chunk_first)
     tensors = [x.contiguous() for x in (*given, *outputs)]
-    sizes = (heads, groups, spans.chunk_size // (32 if wide else 16))
+    sizes = (heads, groups, spans.chunk_size // 16)
     arguments = Arguments(*(x.data_ptr() for x in tensors), *sizes)
-    library = compiled(folder, key_dim, k.dtype, cluster, together, wide)
-    expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster, together, wide))
+    library = compiled(folder, key_dim, k.dtype, cluster, together)
+    expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster, together))
     assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
     library.launch(ctypes.byref(arguments), spans.sequences * heads)
     return outputs

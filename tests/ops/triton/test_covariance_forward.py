@@ -102,18 +102,11 @@ def test_forward_is_the_chunk_form(tmp_path_factory, way, lengths, heads, groups
 
 
 @pytest.mark.skipif(GPU, reason="there the cases above take these products where the GPU has them")
-@pytest.mark.parametrize("wide", [False, True], ids=["16 tokens a step", "32"])
-@pytest.mark.parametrize(
-    ("lengths", "key_dim", "kind", "dtype"),
-    [
-        ((33, 0, 20), 60, "hard", torch.float16),
-        ((1, 31, 32, 100), 64, "mixed", torch.bfloat16),
-    ],
-)
-def test_products_of_four_warps_are_the_chunk_form(tmp_path_factory, lengths, key_dim, kind, dtype, wide):
+@pytest.mark.parametrize(("lengths", "key_dim", "kind", "dtype"), [((33, 0, 20), 60, "hard", torch.float16)])
+def test_products_of_four_warps_are_the_chunk_form(tmp_path, lengths, key_dim, kind, dtype):
     x = inputs(lengths, 2, 1, key_dim, dtype, kind)
     spans = spans_of(tuple(torch.tensor([0, *lengths]).cumsum(0).tolist()), CHUNK, DEVICE)
-    found = emulated_forward(tmp_path_factory.getbasetemp(), **x, spans=spans, together=True, wide=wide)
+    found = emulated_forward(tmp_path, **x, spans=spans, together=True)
     for name, actual, expected in zip(NAMES, found, reference(x, lengths), strict=True):
         error = (actual.double() - expected).norm() / expected.norm()
         assert error < TOLERANCE, f"{name}: {error:.2e}"
@@ -129,26 +122,15 @@ def test_products_of_four_warps_are_taken_where_they_fit():
     sizes = ((60, 1), (64, 1), (128, 1), (256, 4))
     assert {key for key, value in taken.items() if value} == {(k, torch.bfloat16, c) for k, c in sizes}
     assert not settings(64, torch.bfloat16, 1)["WARPGROUPS"]
-    wide = settings(128, torch.bfloat16, 1, groups=True, wide=True)
-    assert wide["STEP"] == 32 and shared_bytes(wide) <= 227 * 1024
-    assert settings(256, torch.bfloat16, 4, groups=True, wide=True)["STEP"] == 16  # not in a cluster
 
 
 def test_products_of_four_warps_are_chosen_where_they_are_faster(monkeypatch):
     def chosen(key_dim: int, cluster: int, capability: tuple[int, int]) -> bool:
         monkeypatch.setattr("bayesmem.ops.triton.covariance_cuda.limits", lambda _: Device(capability, 132, 232448))
-        return bool(chosen_settings(key_dim, torch.bfloat16, cluster, 0, 64)["WARPGROUPS"])
+        return bool(chosen_settings(key_dim, torch.bfloat16, cluster, 0)["WARPGROUPS"])
 
     assert chosen(128, 1, (9, 0)) and chosen(256, 4, (9, 0)) and not chosen(64, 1, (9, 0))
     assert not chosen(128, 1, (8, 0)) and not chosen(128, 1, (10, 0))
-    monkeypatch.setattr("bayesmem.ops.triton.covariance_cuda.limits", lambda _: Device((9, 0), 132, 232448))
-
-    def steps() -> list[int]:
-        return [chosen_settings(128, torch.bfloat16, 1, 0, chunk)["STEP"] for chunk in (16, 32, 64)]
-
-    assert steps() == [16, 16, 16]  # wide steps are slower
-    monkeypatch.setattr("bayesmem.ops.triton.covariance_cuda.WIDE_CHOSEN", ((128, 1),))
-    assert steps() == [16, 32, 32]  # P is kept before every chunk
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
@@ -158,12 +140,10 @@ def test_consumer_cards_hold_a_covariance_of_128(dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("way", ["warps", "warpgroups", "wide"])
+@pytest.mark.parametrize("together", [False, True], ids=["warps", "warpgroups"])
 @pytest.mark.parametrize(("key_dim", "cluster"), [(64, 1), (80, 1), (128, 1), (128, 2), (128, 4), (200, 4), (256, 4)])
-def test_cuda_source_at_the_sizes_of_use(tmp_path, key_dim, cluster, way, dtype):
-    together, wide = way != "warps", way == "wide"
-    chosen = settings(key_dim, dtype, cluster, together, wide)
-    if (GPU and together) or together != chosen["WARPGROUPS"] or wide != (chosen["STEP"] == 32):
+def test_cuda_source_at_the_sizes_of_use(tmp_path, key_dim, cluster, together, dtype):
+    if together and (GPU or not settings(key_dim, dtype, cluster, together)["WARPGROUPS"]):
         pytest.skip("the same kernel as without")
     lengths = (49, 20)
     x = inputs(lengths, 1, 1, key_dim, dtype, "mixed")
@@ -171,6 +151,6 @@ def test_cuda_source_at_the_sizes_of_use(tmp_path, key_dim, cluster, way, dtype)
     if GPU:
         found = covariance_forward(**x, spans=spans, cuda=cluster)
     else:
-        found = emulated_forward(tmp_path, **x, spans=spans, cluster=cluster, together=together, wide=wide)
+        found = emulated_forward(tmp_path, **x, spans=spans, cluster=cluster, together=together)
     for actual, expected in zip(found, reference(x, lengths), strict=True):
         assert (actual.double() - expected).norm() < TOLERANCE * expected.norm()

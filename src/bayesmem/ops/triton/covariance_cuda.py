@@ -18,34 +18,24 @@ GROUP_SIZES = ((64, 1), (128, 1), (256, 4))  # padded key dims and clusters whos
 # Those that are faster so. At 64 two blocks share a multiprocessor by warps, and by warpgroups, which take more
 # registers, one does (1.06 and 1.56 ms for 256 chains; benchmarks/records/covariance_steps.jsonl).
 GROUP_CHOSEN = ((128, 1), (256, 4))
-STEP, WIDE_STEP = 16, 32  # tokens a step
-# Padded key dims and clusters with wide steps: none, since these are right and slower (1.51 against 1.06 to 1.15 ms at
-# 128; docs/notes/003-kernels.md says what is known of why).
-WIDE_CHOSEN: tuple[tuple[int, int], ...] = ()
-WIDE_FILES = ("covariance_wide_matrix.cu", "covariance_wide_factor.cu")
 WHOLE_KEY_DIM, MAX_KEY_DIM = 128, 256  # what the registers of one multiprocessor hold, and of a cluster of four
 
 
-def settings(
-    key_dim: int, dtype: torch.dtype, cluster: int, groups: bool = False, wide: bool = False
-) -> dict[str, int]:
+def settings(key_dim: int, dtype: torch.dtype, cluster: int, groups: bool = False) -> dict[str, int]:
     """What the sources are compiled with; every block of a cluster has whole warps of 16 channels.
 
-    With ``groups`` four warps multiply together, where keys are of 16 bits and channels fill warpgroups; and where they
-    do so in one block, a step may be ``wide``.
+    With ``groups`` four warps multiply together, where keys are of 16 bits and channels fill warpgroups.
     """
     whole = 16 * cluster
     padded = -(-key_dim // whole) * whole
     split = dtype == torch.float32
-    together = groups and not split and (padded, cluster) in GROUP_SIZES
     return {
         "CLUSTER": cluster,
         "K": key_dim,
         "KDIM": padded,
         "SPLIT_KEYS": int(split),
         "KEY_KIND": KEY_KINDS[dtype],
-        "WARPGROUPS": int(together),
-        "STEP": WIDE_STEP if wide and together and cluster == 1 else STEP,
+        "WARPGROUPS": int(groups and not split and (padded, cluster) in GROUP_SIZES),
     }
 
 
@@ -57,9 +47,7 @@ def machine(chosen: Mapping[str, int]) -> tuple[str, ...]:
 def sources(chosen: Mapping[str, int]) -> tuple[str, ...]:
     """Files of the kernel, in order, that follow those of the machine."""
     products = "covariance_warpgroups.cu" if chosen["WARPGROUPS"] else "covariance_warps.cu"
-    if chosen["STEP"] == WIDE_STEP:
-        return ("covariance_halves.cu", "covariance_wide.cu", products, *WIDE_FILES)
-    return ("covariance_halves.cu", "covariance_shared.cu", products, "covariance_matrix.cu", "covariance_forward.cu")
+    return ("covariance_shared.cu", products, "covariance_matrix.cu", "covariance_forward.cu")
 
 
 def cluster_size(key_dim: int) -> int:
@@ -74,38 +62,28 @@ def cluster_size(key_dim: int) -> int:
 def shared_bytes(chosen: Mapping[str, int]) -> int:
     """Size of ``struct Shared`` under these settings."""
     padded = chosen["KDIM"]
-    if chosen["STEP"] == WIDE_STEP:
-        tile = 32 * 36
-        tables = 2 * 10 * 128 + 16 * 8 * 20 + 14 * 32 + 2 * 4
-        return 4 * (3 * 33 * padded + 2 * (32 * padded + 32) + tile * (padded // 8 + 10) + tables)
     keys, write = (17 * padded, 16 * padded + 16) if chosen["WARPGROUPS"] else (16 * (padded + 8), 24 * padded)
     partial = (padded // 16) * (2 if chosen["CLUSTER"] == 1 else 3)
     tables = 20 * 128 + 2 * 16 * 24 + 4 * 16 + 2 * 4
     return 4 * (4 * keys + 2 * write + 320 * (partial + 6) + tables)
 
 
-def chosen_settings(key_dim: int, dtype: torch.dtype, cluster: int, device: int, chunk: int) -> dict[str, int]:
-    """The settings on this GPU, whose steps are no longer than the chunks of tokens before which P is kept."""
+def chosen_settings(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> dict[str, int]:
+    """The settings on this GPU."""
     capability = limits(torch.device("cuda", device)).capability
     plain = settings(key_dim, dtype, cluster)
-    size = (plain["KDIM"], cluster)
-    if capability != GROUP_CAPABILITY or size not in GROUP_CHOSEN:
+    if capability != GROUP_CAPABILITY or (plain["KDIM"], cluster) not in GROUP_CHOSEN:
         return plain
-    return settings(key_dim, dtype, cluster, groups=True, wide=size in WIDE_CHOSEN and chunk % WIDE_STEP == 0)
-
-
-def threads(chosen: Mapping[str, int]) -> int:
-    """Of a block: the matrix warps, and two or (one of them idle) four others."""
-    return 2 * chosen["KDIM"] // chosen["CLUSTER"] + (128 if chosen["STEP"] == WIDE_STEP else 64)
+    return settings(key_dim, dtype, cluster, groups=True)
 
 
 @lru_cache
-def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int, chunk: int) -> Callable[..., None] | None:
-    chosen = chosen_settings(key_dim, dtype, cluster, device, chunk)
+def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> Callable[..., None] | None:
+    chosen = chosen_settings(key_dim, dtype, cluster, device)
     return compiled("covariance_forward", (*machine(chosen), *sources(chosen)), chosen, device, shared_bytes(chosen))
 
 
-def chosen_cluster(k: Tensor, chunk: int) -> int | None:
+def chosen_cluster(k: Tensor) -> int | None:
     """Blocks a covariance for these keys, or ``None`` where only the Triton kernel can take them."""
     if k.device.type != "cuda" or torch.version.cuda is None or k.dtype not in KEY_KINDS:
         return None
@@ -115,9 +93,9 @@ def chosen_cluster(k: Tensor, chunk: int) -> int | None:
     if capability < LEAST_CAPABILITY or key_dim > most:
         return None
     cluster = cluster_size(key_dim)
-    if shared_bytes(chosen_settings(key_dim, k.dtype, cluster, k.device.index, chunk)) > shared:
+    if shared_bytes(chosen_settings(key_dim, k.dtype, cluster, k.device.index)) > shared:
         return None
-    return None if _kernel(key_dim, k.dtype, cluster, k.device.index, chunk) is None else cluster
+    return None if _kernel(key_dim, k.dtype, cluster, k.device.index) is None else cluster
 
 
 def cuda_forward(
@@ -136,15 +114,15 @@ def cuda_forward(
 ) -> None:
     """Launch the kernel, ``cluster`` blocks a (sequence, head); the last four tensors are filled (if not empty)."""
     (_, groups, key_dim), heads = k.shape, log_retention.shape[1]
-    chosen = chosen_settings(key_dim, k.dtype, cluster, k.device.index, spans.chunk_size)
+    chosen = chosen_settings(key_dim, k.dtype, cluster, k.device.index)
     start = initial_cov.contiguous()
     tensors = [k, log_retention, process_noise, obs_noise, floor, start, spans.seq_start, spans.chunk_first]
     outputs = [gain, innovation_var, checkpoints, final_cov]
-    kernel = _kernel(key_dim, k.dtype, cluster, k.device.index, spans.chunk_size)
+    kernel = _kernel(key_dim, k.dtype, cluster, k.device.index)
     assert kernel is not None  # of ``chosen_cluster``
     kernel(
         grid=(spans.sequences * heads * cluster, 1, 1),
-        block=(threads(chosen), 1, 1),
-        args=[*tensors, *outputs, heads, groups, spans.chunk_size // chosen["STEP"] if len(checkpoints) else 0],
+        block=(2 * chosen["KDIM"] // cluster + 64, 1, 1),
+        args=[*tensors, *outputs, heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0],
         shared_mem=shared_bytes(chosen),
     )

@@ -179,7 +179,7 @@ def covariance_forward(
     checkpoints = k.new_empty(spans.chunks if keep else 0, heads, key_dim, key_dim, dtype=torch.float32)
     gates = (log_retention, process_noise, obs_noise, floor)
     outputs = (gain, innovation_var, checkpoints)
-    cluster = chosen_cluster(k, spans.chunk_size) if cuda is True else int(cuda)
+    cluster = chosen_cluster(k) if cuda is True else int(cuda)
     if cluster:
         final = torch.empty_like(initial_cov)
         cuda_forward(cluster, k, *gates, initial_cov, spans, *outputs, final)

@@ -1,7 +1,7 @@
 // What the covariance kernels need of the machine: an NVIDIA GPU from Ampere (sm_80) on.
 
 #ifndef THREADS
-#define THREADS (2 * KDIM / CLUSTER + (STEP == 32 ? 128 : 64))
+#define THREADS (2 * KDIM / CLUSTER + 64)
 #endif
 #define DEVICE __device__ __forceinline__
 #if CLUSTER > 1
@@ -51,11 +51,6 @@ DEVICE void sync_total() { asm volatile("bar.sync 4, %0;" ::"r"(THREADS - 32) : 
 DEVICE void arrive_total() { asm volatile("bar.arrive 4, %0;" ::"r"(THREADS - 32) : "memory"); }
 DEVICE void arrive_base() { asm volatile("bar.arrive 5, 64;" ::: "memory"); }
 DEVICE void sync_base() { asm volatile("bar.sync 5, 64;" ::: "memory"); }
-DEVICE int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }  // so that the compiler knows it is
-DEVICE void hide(int &x) { asm volatile("" : "+r"(x)); }
-// A barrier by number, at which COUNT threads wait or pass.
-template <int NUMBER, int COUNT> DEVICE void wait_at() { asm volatile("bar.sync %0, %1;" ::"n"(NUMBER), "n"(COUNT) : "memory"); }
-template <int NUMBER, int COUNT> DEVICE void arrive_at() { asm volatile("bar.arrive %0, %1;" ::"n"(NUMBER), "n"(COUNT) : "memory"); }
 DEVICE void load4(float *x, const float *at) { const float4 v = *(const float4 *)at; x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }
 DEVICE void store4(float *at, const float *x) { *(float4 *)at = make_float4(x[0], x[1], x[2], x[3]); }
 DEVICE void store2(float *at, float x, float y) { *(float2 *)at = make_float2(x, y); }

@@ -43,7 +43,7 @@ def forward_segments(k: Tensor, heads: int, spans: Spans) -> Segments | None:
     capability, processors, _ = limits(k.device)
     if k.shape[-1] > MAX_KEY_DIM or capability not in CAPABILITIES:
         return None
-    if k.device.type == "cuda" and chosen_cluster(k, spans.chunk_size) is None:
+    if k.device.type == "cuda" and chosen_cluster(k) is None:
         return None
     return cut(spans, heads, processors, *FORWARD_CUTS)
 

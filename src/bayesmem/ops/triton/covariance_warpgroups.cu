@@ -4,10 +4,10 @@
 #define BATCH 2  // tiles of P whose halves are in registers at once
 
 // P <- P - W^T W for the rows of this warp; w: its own part of W^T. Ends with end_update.
-DEVICE void begin_update(float p[TILES][4], const float w[NT][4], const Shared &s, int, int) {
-  unsigned hi[NT][4], lo[NT][4];
+DEVICE void begin_update(float p[TILES][4], const float w[2][4], const Shared &s, int, int) {
+  unsigned hi[2][4], lo[2][4];
 #pragma unroll
-  for (int c = 0; c < NT; ++c) {
+  for (int c = 0; c < 2; ++c) {
     const Left a = left(w[c][0], w[c][1], w[c][2], w[c][3]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) hi[c][i] = a.v[i].hi, lo[c][i] = a.v[i].lo;
@@ -16,7 +16,7 @@ DEVICE void begin_update(float p[TILES][4], const float w[NT][4], const Shared &
   for (int j = 0; j < TILES; ++j) hold(p[j]);  // no accumulator is set after group_begin
   group_begin();
 #pragma unroll
-  for (int c = 0; c < NT; ++c) {
+  for (int c = 0; c < 2; ++c) {
     const int at = 2 * c * WRITE_PLANE;
     group_product<KDIM, -1>(p, lo[c], s.write + at, WRITE_PLANE);
     group_product<KDIM, -1>(p, hi[c], s.rest + at, WRITE_PLANE);
@@ -32,10 +32,10 @@ DEVICE void end_update(float p[TILES][4]) {
 }
 
 // P k for the rows of this warp: [own channels, tokens].
-DEVICE void times_keys(float pk[NT][4], const float p[TILES][4], const float *keys, int, int) {
-  float small[NT][4];
+DEVICE void times_keys(float pk[2][4], const float p[TILES][4], const float *keys, int, int) {
+  float small[2][4];
 #pragma unroll
-  for (int m = 0; m < NT; ++m)
+  for (int m = 0; m < 2; ++m)
 #pragma unroll
     for (int i = 0; i < 4; ++i) pk[m][i] = small[m][i] = 0.f;
 #pragma unroll
@@ -49,20 +49,20 @@ DEVICE void times_keys(float pk[NT][4], const float p[TILES][4], const float *ke
     }
     if (j == 0)
 #pragma unroll
-      for (int m = 0; m < NT; ++m) hold(pk[m]), hold(small[m]);
+      for (int m = 0; m < 2; ++m) hold(pk[m]), hold(small[m]);
     group_begin();
 #pragma unroll
     for (int n = 0; n < BATCH; ++n) {
       const float *b = keys + 2 * (j + n) * KEY_PLANE;
-      group_product<STEP, 1>(pk, hi[n], b, KEY_PLANE);
-      group_product<STEP, 1>(small, lo[n], b, KEY_PLANE);
+      group_product<16, 1>(pk, hi[n], b, KEY_PLANE);
+      group_product<16, 1>(small, lo[n], b, KEY_PLANE);
     }
     group_commit();
     if (j) group_wait<1>();
   }
   group_wait<0>();
 #pragma unroll
-  for (int m = 0; m < NT; ++m) {
+  for (int m = 0; m < 2; ++m) {
     hold(pk[m]);
     hold(small[m]);
 #pragma unroll

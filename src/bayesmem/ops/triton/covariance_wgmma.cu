@@ -12,17 +12,6 @@ template <int SIGN> DEVICE void group_product_16(float (*d)[4], const unsigned *
       : G4(d[0]), G4(d[1])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1), "n"(SIGN));
 }
-#if STEP == 32
-template <int SIGN> DEVICE void group_product_32(float (*d)[4], const unsigned *a, unsigned long long b) {
-  asm volatile(
-      "{.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k8.f32.tf32.tf32 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-      "}, {%16, %17, %18, %19}, %20, p, %22, 1;}"
-      : G4(d[0]), G4(d[1]), G4(d[2]), G4(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1), "n"(SIGN));
-}
-#endif
 #if KDIM == 64
 template <int SIGN> DEVICE void group_product_64(float (*d)[4], const unsigned *a, unsigned long long b) {
   asm volatile(
@@ -76,9 +65,6 @@ template <int COLUMNS, int SIGN> DEVICE void group_product(float (*d)[4], const 
   // Strides: to the second four of the contraction, and to 8 more columns.
   const unsigned long long operand = at | (unsigned long long)(plane / 4) << 16 | (unsigned long long)(128 / 16) << 32;
   if constexpr (COLUMNS == 16) group_product_16<SIGN>(d, a, operand);
-#if STEP == 32
-  else if constexpr (COLUMNS == 32) group_product_32<SIGN>(d, a, operand);
-#endif
 #if KDIM == 64
   else group_product_64<SIGN>(d, a, operand);
 #elif KDIM == 128
@@ -92,6 +78,3 @@ DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" :::
 template <int LEFT> DEVICE void group_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
 DEVICE void hold(float *x) { asm volatile("" : G4(x)::"memory"); }  // nothing reads x before this
 DEVICE void fence_for_groups() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-// Registers go from warps that need few to those that need many; every warp of a group of four asks for the same.
-template <int COUNT> DEVICE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
-template <int COUNT> DEVICE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
