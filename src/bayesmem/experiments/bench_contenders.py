@@ -71,6 +71,8 @@ def ours(device: str) -> dict[str, Contender]:
         "bayesian_reset": Contender(_filter("reset", fast), _decode("reset")),
         "bayesian_reset_channel": Contender(_filter("reset", fast, decays="channel_log_decay")),
         "bayesian_diagonal": Contender(_filter("diagonal", fast), _decode("diagonal")),
+        "bayesian_additive": Contender(_filter("none", fast)),
+        "bayesian_additive_channel": Contender(_filter("none", fast, decays="channel_log_decay")),
     }
     if not cuda:
         return found | {"bayesian_recurrent": Contender(_filter("full", "recurrent"))}
@@ -85,18 +87,21 @@ GATES = ("log_decay", "log_retention", "obs_noise")
 
 
 def _assumptions(structure: str, x: Inputs) -> Assumptions:
+    if structure == "none":
+        return Assumptions(write="latent_input", covariance="none")
     if structure == "reset":
         return Assumptions(covariance="reset")
     return Assumptions(covariance=structure, process_noise=PriorMixing(x["log_retention"]))  # type: ignore[arg-type]
 
 
 def _streams(structure: str) -> tuple[str, ...]:
-    return ("q", "k", "v", *(gate for gate in GATES if structure != "reset" or gate != "log_retention"))
+    gates = {"none": GATES[:1], "reset": (GATES[0], GATES[2])}
+    return ("q", "k", "v", *gates.get(structure, GATES))
 
 
 def filtered(structure: str, x: Inputs, backend: str = "chunk", **options: Any) -> Any:
-    """``bayesian_filter`` of the inputs under prior mixing, or under a reset covariance."""
-    gates = x["log_decay"], x["obs_noise"]
+    """``bayesian_filter`` of the inputs under prior mixing, a reset covariance, or (none) a latent-input write."""
+    gates = x["log_decay"], x.get("obs_noise")
     return bayesian_filter(x["q"], x["k"], x["v"], *gates, _assumptions(structure, x), backend=backend, **options)
 
 

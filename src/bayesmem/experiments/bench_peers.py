@@ -19,6 +19,7 @@ DELTA = ("q", "k", "v", "log_decay", "beta")
 CHANNELS = ("q", "k", "v", "channel_log_decay", "beta")
 MESA = ("q", "k", "v", "log_decay", "beta", "prior_precision")
 ADDITIVE = ("q", "k", "v", "log_decay")
+ADDITIVE_CHANNELS = ("q", "k", "v", "channel_log_decay")
 
 
 def cuda() -> dict[str, Contender]:
@@ -40,6 +41,7 @@ def cuda() -> dict[str, Contender]:
             Op("fla chunk_simple_gla", ADDITIVE, _chunk_additive, _additive_reference),
             Op("fla fused_recurrent_simple_gla", (*ADDITIVE, "mean"), _recurrent_additive),
         ),
+        "gla": Contender(Op("fla chunk_gla", ADDITIVE_CHANNELS, _chunk_gla, _additive_channel_reference)),
         "attention": _attention(),
     }
 
@@ -111,6 +113,12 @@ def _chunk_additive(x: Inputs) -> Call:
 
     on_hopper(x["k"].shape[-1])
     return _first(chunk_simple_gla, *_streams(x), scale=1.0)
+
+
+def _chunk_gla(x: Inputs) -> Call:
+    from fla.ops.gla import chunk_gla
+
+    return _first(chunk_gla, *_streams(x, "channel_log_decay"), scale=1.0)
 
 
 def _recurrent_gated_delta(x: Inputs) -> Call:
@@ -188,5 +196,8 @@ def _mesa_reference(x: Inputs) -> Tensor:
 
 
 def _additive_reference(x: Inputs) -> Tensor:
-    additive = Assumptions(write="latent_input", covariance="none")
-    return bayesian_filter(*_streams(x), None, additive, backend="chunk").o
+    return filtered("none", x).o
+
+
+def _additive_channel_reference(x: Inputs) -> Tensor:
+    return filtered("none", x | {"log_decay": x["channel_log_decay"]}).o
