@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from bayesmem.ops.triton import (
     covariance_chain,
     covariance_prepare,
-    covariance_tokens,
+    covariance_tokens_whole,
     mean_backward,
     mean_backward_local,
     mean_chain,
@@ -59,7 +59,7 @@ VARIANTS: dict[str, tuple[str, list[dict[str, int]]]] = {
     # One stage is left out: Triton 3.6 compiles it into reads outside of memory (seen on an H200).
     "covariance tokens": (
         "tokens",
-        [{"maxnreg": 168}, {"OUT_BLOCK": 32, "SUM_BLOCK": 64}, {"OUT_BLOCK": 32, "maxnreg": 168}],
+        [{"maxnreg": 168}, {"BK": 32}],
     ),
     "mean prepare": ("prepare", [{"maxnreg": 128}, {"BK": 32, "maxnreg": 128}, {"BK": 128}, {"num_stages": 1}]),
     "mean chain": ("chain", [{"num_stages": 1}, {"BV": 128, "num_warps": 8}]),
@@ -81,7 +81,7 @@ VARIANTS: dict[str, tuple[str, list[dict[str, int]]]] = {
 KERNELS = {  # of the stages, as modules have them
     "covariance prepare": covariance_prepare.prepare_kernel,
     "covariance chain": covariance_chain.chain_kernel,
-    "covariance tokens": covariance_tokens.tokens_kernel,
+    "covariance tokens": covariance_tokens_whole.whole_tokens_kernel,
     "mean prepare": mean_prepare.prepare_kernel,
     "mean chain": mean_chain.chain_kernel,
     "mean chain backward": mean_backward.chain_backward_kernel,

@@ -135,6 +135,6 @@ class Blanks(Stages):
         self.covariance, self.d_gain = (gain, gate, cov, final_cov), gain
         factors = torch.empty(chunks, heads, 2, chunk, **wide)
         self.saved = (gain.to(DTYPE), square.to(DTYPE), square.to(DTYPE), factors, self.v, cov.to(DTYPE))
-        self.prepared = Prepared(pair(gain), square, square, None, columns, pair(columns), None, gate, gate)
+        self.prepared = Prepared(pair(gain), square, square, None, columns, pair(columns), None, gate, gate, factors)
         trace, renew = columns[..., 0].contiguous(), chain_config(final_cov, PAIRS, None)["RENEW"]
         self.chained = Chained(pair(columns), square, trace, trace[..., 0].contiguous(), renew, None)

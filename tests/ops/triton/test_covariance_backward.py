@@ -78,7 +78,7 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 CASES = {
-    # lengths, groups, heads, key_dim, dtype, kind, gradients given, tiles of the chain (None: Lambda whole)
+    # lengths, groups, heads, key_dim, dtype, kind, gradients given, tiles of the chain and the tokens (None: whole)
     "lengths": ((1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3), 1, 2, 16, torch.float32, "mild", GRADIENTS, None),
     "reset": ((2 * CHUNK + 3,), 2, 2, 24, torch.float32, "reset", GRADIENTS, None),
     "tiles": ((2 * CHUNK + 3, 5), 2, 2, 24, torch.float32, "reset", GRADIENTS, 16),
@@ -89,6 +89,8 @@ CASES = {
     "pairs, reset": ((2 * CHUNK + 3,), 2, 2, 24, torch.float32, "reset", GRADIENTS, None),
     "pairs, tiles": ((CHUNK + 3, 5), 1, 2, 24, torch.float32, "static", ("gain", "final_cov"), 16),
     "pairs, repeated": ((CHUNK + 3, 5), 1, 1, 16, torch.float32, "repeated", ("gain", "innovation_var"), None),
+    "pairs, wide": ((CHUNK + 3,), 1, 2, 72, torch.float32, "reset", GRADIENTS, None),
+    "pairs, blocks": ((CHUNK + 3, 5), 1, 2, 24, torch.float32, "reset", GRADIENTS, 16),
     "bfloat16": ((CHUNK + 5,), 1, 2, 16, torch.bfloat16, "mild", GRADIENTS, None),
     "float16": ((CHUNK + 5,), 1, 2, 16, torch.float16, "reset", ("gain", "var"), None),
 }
@@ -118,7 +120,7 @@ def test_the_kernels_have_the_gradients_of_the_float64_form(case):
     forward = [ship(made[name]) for name in ("gain", "innovation_var", "checkpoints", "final_cov")]
     gates = [ship(x[name]) for name in ("log_retention", "process_noise", "obs_noise", "floor")]
     backward = [ship(gradients[name]) if name in given else None for name in GRADIENTS]
-    tuning = None if tile is None else {"chain": {"BK": tile}}
+    tuning = None if tile is None else {"chain": {"BK": tile}, "tokens": {"BK": tile}}
     pairs = case.startswith("pairs")
     prec = "bf16x3" if pairs or dtype != torch.float32 else "tf32x3"
     found = covariance_backward(*streams, *forward, *gates, spans, *backward, prec, tuning)

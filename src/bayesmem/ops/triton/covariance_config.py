@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bayesmem.ops.triton.device import limits
+from bayesmem.ops.triton.device import LARGE_SHARED, limits
 from bayesmem.ops.triton.mean_config import Tuning, block
 
 Config = dict[str, Any]
@@ -19,7 +19,8 @@ WHOLE_SHARED = 200 * 1024
 def prepare_config(gain: Tensor, prec: str, tuning: Tuning | None) -> Config:
     """Of ``covariance_prepare``: BK channels at a time in, OUT_BLOCK out."""
     size = gain.shape[-1]
-    config = {"BK": block(size, 32), "OUT_BLOCK": block(size, 64), "PREC": prec, "num_warps": 4, "num_stages": 2}
+    stages = 3 if prec == "bf16x3" and limits(gain.device).shared >= LARGE_SHARED else 2
+    config = {"BK": block(size, 32), "OUT_BLOCK": block(size, 64), "PREC": prec, "num_warps": 4, "num_stages": stages}
     return _put("prepare", config, tuning)
 
 
@@ -48,9 +49,15 @@ def transition_config(gain: Tensor, prec: str, tuning: Tuning | None) -> Config:
 
 
 def tokens_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
-    """Of ``covariance_tokens``: BK channels at a time; then OUT_BLOCK of keys, summed over SUM_BLOCK a step."""
+    """Of ``covariance_tokens``: BK channels at a time; then OUT_BLOCK of keys, summed over SUM_BLOCK a step.
+
+    Without OUT_BLOCK it is ``covariance_tokens_whole``'s, BK at least K: for streams of 16 bits, where K is at most 128
+    and no blocks are asked for.
+    """
     size = k.shape[-1]
     blocks = {"BK": block(size, 32), "OUT_BLOCK": block(size, 64), "SUM_BLOCK": block(size, 32)}
+    if prec == "bf16x3" and size <= 128 and not blocks.keys() & (tuning or {}).get("tokens", {}).keys():
+        blocks = {"BK": block(size, 128)}
     return _put("tokens", {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 2}, tuning)
 
 

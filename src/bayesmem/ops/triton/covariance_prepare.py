@@ -37,6 +37,7 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_column_pair,
     store_columns,
     store_gate,
+    store_sums,
     store_token_pair,
 )
 from bayesmem.ops.triton.mean_config import Tuning
@@ -60,6 +61,7 @@ class Prepared:
         heard: qbar, likewise.
         to_end: R_C / R_t ``[N, H]``.
         along: c ``[N, H]``.
+        sums: the log of R_t, in two sums that add up to it (``ratios``) ``[NC, H, 2, C]``.
     """
 
     gain: Pair
@@ -71,6 +73,7 @@ class Prepared:
     heard: Float[Tensor, "NC H K C"] | None
     to_end: Float[Tensor, "N H"]
     along: Float[Tensor, "N H"]
+    sums: Float[Tensor, "NC H 2 C"]
 
 
 @triton.jit
@@ -95,6 +98,7 @@ def prepare_kernel(
     heard,
     to_end,
     along_key,
+    sums,
     seq_start,
     chunk_seq,
     chunk_first,
@@ -125,6 +129,7 @@ def prepare_kernel(
             qg = product(load_tokens(q, first, live, key_head, col, G, K, C, BK), g_tile, qg, PREC)
 
     ratio, since, after = retention_ratios(log_retention, first, live, head, H, C)
+    store_sums(sums, log_retention, first, live, head, at, H, C)
     store_gate(to_end, after, first, live, head, H, C)
     i = tl.arange(0, C)
     below = i[:, None] > i[None, :]
@@ -201,7 +206,9 @@ def prepare(
         alpha,
         empty_pair(alpha) if halved else (torch.empty_like(alpha), None),
         heard,
-        *(torch.empty_like(log_retention) for _ in range(2)),
+        torch.empty_like(log_retention),
+        torch.empty_like(log_retention),
+        gain.new_empty(spans.chunks, heads, 2, chunk),
     )
     prepare_kernel[(spans.chunks, heads)](
         k,
@@ -221,6 +228,7 @@ def prepare(
         prepared.heard,
         prepared.to_end,
         prepared.along,
+        prepared.sums,
         spans.seq_start,
         spans.chunk_seq,
         spans.chunk_first,

@@ -154,6 +154,32 @@ def retention_ratios(log_retention, first, live, head, HEADS: tl.constexpr, C: t
 
 @triton.jit
 @no_type_check
+def store_sums(sums, log_retention, first, live, head, at, HEADS: tl.constexpr, C: tl.constexpr):
+    """Both sums of ``split_cumsum`` over a chunk into ``sums`` ``[NC, HEADS, 2, C]``, of tokens past the end too."""
+    coarse, fine = split_cumsum(load_gate(log_retention, first, live, head, HEADS, C, 0.0))
+    where = sums + at * (2 * C) + tl.arange(0, C)
+    tl.store(where, coarse)
+    tl.store(where + C, fine)
+
+
+@triton.jit
+@no_type_check
+def load_sums(sums, at, C: tl.constexpr):
+    """What ``store_sums`` stored. A load has any layout at once, which a scan has not: its ratios need no other one."""
+    where = sums + at * (2 * C) + tl.arange(0, C)
+    return tl.load(where), tl.load(where + C)
+
+
+@triton.jit
+@no_type_check
+def retention_left(sums, coarse, fine, at, C: tl.constexpr):
+    """``R_C / R_t`` ``[C]`` of ``load_sums``."""
+    last = sums + at * (2 * C) + C - 1
+    return tl.exp((tl.load(last) - coarse) + (tl.load(last + C) - fine))
+
+
+@triton.jit
+@no_type_check
 def cov_after(checkpoints, final_cov, chunk, last, sequence, head, H: tl.constexpr, K: tl.constexpr):
     """Where P_C lies: the next chunk's checkpoint, after the sequence's last chunk the final covariance."""
     if chunk == last:

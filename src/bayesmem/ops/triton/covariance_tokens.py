@@ -34,16 +34,19 @@ from bayesmem.ops.triton.covariance_tiles import (
     load_column_pair,
     load_gate,
     load_matrix,
+    load_sums,
     load_token_pair,
     load_tokens,
     place_chunk,
-    retention_ratios,
+    retention_left,
     store_gate,
     store_token_pair,
     store_tokens,
 )
+from bayesmem.ops.triton.covariance_tokens_whole import whole_tokens_kernel
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
+from bayesmem.ops.triton.ratios import ratio_matrix
 from bayesmem.ops.triton.spans import Spans
 
 
@@ -74,7 +77,7 @@ def tokens_kernel(
     gain_high,
     gain_low,
     innovation_var,
-    log_retention,
+    sums,
     process_noise,
     obs_noise,
     floor,
@@ -120,9 +123,11 @@ def tokens_kernel(
     first, live = place_chunk(chunk, seq_start, chunk_seq, chunk_first, C)
     if tl.max(live.to(tl.int32), 0) == 0:
         return  # a chunk made room for and not filled
-    ratio, since, to_end = retention_ratios(log_retention, first, live, head, H, C)
     i = tl.arange(0, C)
     below = i[:, None] > i[None, :]
+    coarse, fine = load_sums(sums, at, C)
+    ratio = ratio_matrix(coarse, fine, i[:, None] >= i[None, :])
+    since, to_end = tl.exp(coarse + fine), retention_left(sums, coarse, fine, at, C)
 
     # Split before they are transposed: halves of 16 bits need not be turned (``covariance_products``).
     inverse = tl.load(solve + square_tile(at, C))
@@ -255,7 +260,7 @@ def tokens(
 ) -> TokenGradients:
     """Launch ``tokens_kernel`` and ``settle_kernel``, and for float32 streams ``covariance_retention``.
 
-    wbar, as a pair, takes the place of ``prepared.read``.
+    wbar, as a pair, takes the place of ``prepared.read``, unless registers hold it (``covariance_tokens_whole``).
 
     ``gates`` are log_retention, process_noise, obs_noise and floor, ``gradients`` dgain, dinnovation_var and dvar,
     and ``var`` is the predictive variance, with ``dvar``; the rest as in ``covariance_backward``.
@@ -273,12 +278,15 @@ def tokens(
         torch.zeros_like(chained.overlap),
     )
     turned = torch.empty_like(chained.overlap)
-    tokens_kernel[(spans.chunks, heads)](
+    config = tokens_config(k, prec, tuning)
+    kernel = tokens_kernel if "OUT_BLOCK" in config else whole_tokens_kernel
+    kernel[(spans.chunks, heads)](
         k,
         q,
         *prepared.gain,
         innovation_var,
-        *gates,
+        prepared.sums,
+        *gates[1:],
         *gradients,
         var,
         prepared.solve,
@@ -304,7 +312,7 @@ def tokens(
         G=k.shape[1],
         K=key_dim,
         C=spans.chunk_size,
-        **tokens_config(k, prec, tuning),
+        **config,
     )
     settle_kernel[(spans.chunks, heads)](
         chained.overlap,
