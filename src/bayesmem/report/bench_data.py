@@ -18,6 +18,8 @@ STYLES = {
     "bayesian_reset": ("#7446cf", "#b9a0ff", "P"),
     "bayesian_reset_channel": ("#b0476a", "#f0a0bc", "d"),
     "bayesian_diagonal": ("#24415f", "#c3d4e8", "v"),
+    "bayesian_additive": ("#6b6f12", "#d5da6a", "4"),
+    "bayesian_additive_channel": ("#2f6f4f", "#8fd9b2", "3"),
     "bayesian_chunk": ("#5d3a1a", "#d8b798", "2"),
     "bayesian_recurrent": ("#b3202c", "#ff8080", "<"),
     "bayesian_in_place": ("#0c8f7d", "#4fd6c0", "X"),
@@ -26,6 +28,7 @@ STYLES = {
     "gated_deltanet": ("#d1600b", "#ffa35c", "s"),
     "kda": ("#8f6f10", "#e0c35a", "D"),
     "mesanet": ("#3f8f2f", "#86d06f", ">"),
+    "gla": ("#3d7a00", "#9be35a", "*"),
     "mamba2": ("#b8328a", "#ff8fd2", "x"),
     "attention": ("#7d8696", "#9aa5b5", "1"),
 }
