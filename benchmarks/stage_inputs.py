@@ -18,6 +18,7 @@ from bayesmem.ops.triton.mean_chain import chain as mean_chain
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_forward import mean_forward
 from bayesmem.ops.triton.mean_prepare import prepare as mean_prepare
+from bayesmem.ops.triton.mean_prepare import prepared_tensors
 from bayesmem.ops.triton.spans import dense_spans
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,7 +98,8 @@ class Stages:
         """What a stage makes, so far as all its settings make the same."""
         gain, innovation_var, checkpoints, _ = self.covariance
         if stage == "mean prepare":
-            return mean_prepare(self.q, self.k, gain, self.log_decay, self.spans, TF32, tuning)
+            made = prepared_tensors(self.k, gain, self.log_decay, self.spans)
+            return mean_prepare(self.q, self.k, gain, self.log_decay, made, self.spans, TF32, tuning)
         if stage == "mean chain":
             written, solve, _, factors, _, means = self.saved
             made = torch.empty_like(self.v), torch.empty_like(means)

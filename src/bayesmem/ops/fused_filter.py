@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
+from bayesmem.ops.fused_noise import channel_noise, scalar_noise
 from bayesmem.ops.normalise import LOG_ZERO
 from bayesmem.ops.triton.device import LARGE_SHARED, limits
 from bayesmem.ops.validate import MEASURED
@@ -117,7 +118,7 @@ def filter_fused(
     if a.write == "latent_input":
         gain, innovation_var, k = k.repeat_interleave(heads // k.shape[1], 1), noise, torch.zeros_like(k)
     elif a.covariance == "full":
-        retention, added = _scalar_noise(a, decay, prior, gate)
+        retention, added = scalar_noise(a, decay, prior, gate)
         if given is None:
             given = torch.diag_embed(prior[:, None].expand(heads, key_dim)).expand(sequences, -1, -1, -1).contiguous()
         elif stepwise:
@@ -130,6 +131,12 @@ def filter_fused(
                 q, k, v, decay, *gates, floor, mean, given, None, "full", want_var, want_evidence
             )
             return _output(o, var, innovation_var, energy, Belief(mean, given), value_dim, (batch, 1, heads), outputs)
+        if not by_channel:
+            o, energy, final_mean, innovation_var, final_cov, var, *_ = fused.filter_op(
+                q, k, v, decay, *gates, floor, start, given, *place, want_var, want_evidence, learning
+            )
+            last = Belief(final_mean, final_cov)
+            return _output(o, var, innovation_var, energy, last, value_dim, (batch, length, heads), outputs)
         query = q if want_var else None
         gain, innovation_var, final_cov, var, _ = fused.covariance_op(k, query, *gates, floor, given, *place, learning)
     elif a.covariance == "reset" and prior.ndim == 1:
@@ -144,10 +151,10 @@ def filter_fused(
         if a.covariance == "isotropic":
             if given is None:
                 given = mean_prior[:, None].expand(sequences, heads, 1).contiguous()
-            gates = (*_channel_noise(a, decay, mean_prior, gate), noise)
+            gates = (*channel_noise(a, decay, mean_prior, gate), noise)
             predicted, final_cov = _isotropic_variances(keys, *gates, given, place)
         elif a.covariance == "diagonal":
-            retention, added = _channel_noise(a, decay, prior, gate)
+            retention, added = channel_noise(a, decay, prior, gate)
             if given is None:
                 given = (prior if prior.ndim == 2 else prior[:, None]).expand(sequences, heads, key_dim).contiguous()
             predicted, final_cov = fused.diagonal_op(k, retention, added, noise, given, *place)
@@ -236,28 +243,3 @@ def _output(
         innovation_var.view(gates) if "innovation_var" in outputs else None,
         (energy / innovation_var / value_dim).view(gates) if "innovation_energy" in outputs else None,
     )
-
-
-def _scalar_noise(a: Assumptions, decay: Tensor, prior: Tensor, gate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    """Log retention and added variance of every token, ``[N, H]``."""
-    noise = a.process_noise
-    if isinstance(noise, PriorMixing):
-        given = noise.log_retention
-        retention = decay if given is None else gate(given).clamp(min=LOG_ZERO)
-        return retention, -torch.expm1(2 * retention) * prior
-    assert isinstance(noise, Additive)
-    if isinstance(noise.variance, Tensor):
-        return decay, gate(noise.variance)
-    return decay, torch.full_like(decay, float(noise.variance))
-
-
-def _channel_noise(a: Assumptions, decay: Tensor, prior: Tensor, gate) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
-    """As ``_scalar_noise``, either of them ``[N, H]`` or ``[N, H, K]``."""
-    noise = a.process_noise
-    if isinstance(noise, PriorMixing):
-        retention = decay if noise.log_retention is None else gate(noise.log_retention).clamp(min=LOG_ZERO)
-        lost = -torch.expm1(2 * retention)
-        if prior.ndim == 2 and lost.ndim == 2:
-            lost = lost[..., None]
-        return retention, lost * (prior if prior.ndim == lost.ndim - 1 else prior[:, None])
-    return _scalar_noise(a, decay, prior, gate)

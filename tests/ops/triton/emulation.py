@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.triton import covariance_cuda, cuda_source
-from bayesmem.ops.triton.spans import Spans
+from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-POINTERS, SIZES = 12, ("H", "G", "steps_a_chunk")
+POINTERS, SIZES = 12, ("H", "G", "steps_a_chunk", "begin", "most")
 
 
 class Arguments(ctypes.Structure):
@@ -49,6 +49,7 @@ def emulated_forward(
     spans: Spans,
     cluster: int = 1,
     together: bool = False,
+    pieces: tuple[Piece, ...] = (WHOLE,),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``covariance_forward``, four warps multiplying ``together`` if they can.
 
@@ -64,10 +65,11 @@ def emulated_forward(
     )
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans.seq_start, spans.chunk_first)
     tensors = [x.contiguous() for x in (*given, *outputs)]
-    sizes = (heads, groups, spans.chunk_size // 16)
-    arguments = Arguments(*(x.data_ptr() for x in tensors), *sizes)
     library = compiled(folder, key_dim, k.dtype, cluster, together)
     expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster, together))
     assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
-    library.launch(ctypes.byref(arguments), spans.sequences * heads)
+    for piece in pieces:
+        sizes = (heads, groups, spans.chunk_size // 16, *piece.tokens(spans))
+        library.launch(ctypes.byref(Arguments(*(x.data_ptr() for x in tensors), *sizes)), spans.sequences * heads)
+        tensors[5] = tensors[-1]  # the next piece goes on from there
     return outputs

@@ -10,9 +10,9 @@ from torch.nn.functional import normalize
 
 from bayesmem.ops.covariance_pass import covariance_pass
 from bayesmem.ops.triton.covariance_cuda import chosen_settings, settings, shared_bytes
-from bayesmem.ops.triton.covariance_forward import covariance_forward
+from bayesmem.ops.triton.covariance_forward import covariance_forward, covariance_launcher
 from bayesmem.ops.triton.device import Device
-from bayesmem.ops.triton.spans import spans_of
+from bayesmem.ops.triton.spans import pieces_of, spans_of
 from ops.triton.emulation import emulated_forward
 
 GPU = torch.cuda.is_available()
@@ -96,6 +96,25 @@ def test_forward_is_the_chunk_form(tmp_path_factory, way, lengths, heads, groups
         found = emulated_forward(tmp_path_factory.getbasetemp(), **x, spans=spans, cluster=way)
     else:
         found = covariance_forward(**x, spans=spans, cuda=False if way == "triton" else way)
+    for name, actual, expected in zip(NAMES, found, reference(x, lengths), strict=True):
+        error = (actual.double() - expected).norm() / expected.norm()
+        assert error < TOLERANCE, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_piece_by_piece_is_the_chunk_form(tmp_path_factory, way):
+    """Sequences that end in the first piece, at its end, and after it."""
+    lengths = (1, CHUNK, CHUNK + 1, 0, 3 * CHUNK + 5)
+    x = inputs(lengths, 2, 1, 24, torch.float32, "mixed")
+    spans = spans_of(tuple(torch.tensor([0, *lengths]).cumsum(0).tolist()), CHUNK, DEVICE)
+    pieces = pieces_of(spans, 3)
+    assert len(pieces) == 2
+    if way != "triton" and not GPU:
+        found = emulated_forward(tmp_path_factory.getbasetemp(), **x, spans=spans, cluster=way, pieces=pieces)
+    else:
+        launch, found = covariance_launcher(**x, spans=spans, cuda=False if way == "triton" else way, keep=True)
+        for piece in pieces:
+            launch(piece)
     for name, actual, expected in zip(NAMES, found, reference(x, lengths), strict=True):
         error = (actual.double() - expected).norm() / expected.norm()
         assert error < TOLERANCE, f"{name}: {error:.2e}"

@@ -69,7 +69,7 @@ def _(k, q, log_retention, process_noise, obs_noise, floor, initial_cov, cu_seql
 
 
 @torch.library.custom_op("bayesmem::covariance_pass_backward", mutates_args=())
-def _covariance_backward_op(
+def covariance_backward_op(
     dgain: Tensor,
     dinnovation_var: Tensor | None,
     dvar: Tensor | None,
@@ -88,6 +88,7 @@ def _covariance_backward_op(
     batch: int,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of k, q (empty without ``dvar``), the gates, the floor and the initial covariance."""
     dk, dq, *gates, d_initial_cov = covariance_backward(
         k,
         q,
@@ -109,7 +110,7 @@ def _covariance_backward_op(
     return grouped(dk, k), k.new_empty(0) if dq is None else grouped(dq, k), *gates, d_initial_cov  # type: ignore[return-value]
 
 
-@_covariance_backward_op.register_fake
+@covariance_backward_op.register_fake
 def _(dgain, dinnovation_var, dvar, d_final_cov, gain, innovation_var, final_cov, checkpoints, k, q, *rest):  # type: ignore[no-untyped-def]
     log_retention, floor = rest[0], rest[3]
     dq = k.new_empty(0) if dvar is None or q is None else torch.empty_like(q)
@@ -143,7 +144,7 @@ def _covariance_gradient(ctx, dgain, dinnovation_var, d_final_cov, dvar, _):  # 
     q = saved[4] if dvar is not None else None
     saved[4] = q
     dvar = None if q is None else whole(dvar)
-    grads = _covariance_backward_op(
+    grads = covariance_backward_op(
         dgain, whole(dinnovation_var), dvar, whole(d_final_cov), gain, *saved, ctx.batch, ctx.chunk
     )
     dk, dq, *rest = grads

@@ -75,7 +75,7 @@ def _(q, k, v, gain, log_decay, initial_mean, cu_seqlens, batch, chunk, want_ene
 
 
 @torch.library.custom_op("bayesmem::mean_pass_backward", mutates_args=())
-def _mean_backward_op(
+def mean_backward_op(
     do: Tensor,
     d_energy: Tensor | None,
     d_final_mean: Tensor | None,
@@ -94,13 +94,14 @@ def _mean_backward_op(
     batch: int,
     chunk: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, the gain, the decay and the initial mean."""
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     saved = (written if written.numel() else gain, solve, scores, factors, innovation, means)
     dq, dk, *rest = mean_backward(q, k, v, gain, log_decay, saved, spans, do, d_energy, d_final_mean, precision_of(q))
     return grouped(dq, q), grouped(dk, k), *rest  # type: ignore[return-value]
 
 
-@_mean_backward_op.register_fake
+@mean_backward_op.register_fake
 def _(do, d_energy, d_final_mean, q, k, v, gain, log_decay, *rest):  # type: ignore[no-untyped-def]
     cu_seqlens, batch, _ = rest[-3:]
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
@@ -119,7 +120,7 @@ def _mean_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 def _mean_gradient(ctx, do, d_energy, d_final_mean, *_):  # type: ignore[no-untyped-def]
     saved = ctx.saved_tensors
     do = torch.zeros_like(saved[2]) if do is None else do.contiguous()
-    *grads, d_initial = _mean_backward_op(do, whole(d_energy), whole(d_final_mean), *saved, ctx.batch, ctx.chunk)
+    *grads, d_initial = mean_backward_op(do, whole(d_energy), whole(d_final_mean), *saved, ctx.batch, ctx.chunk)
     return *grads, d_initial if ctx.has_initial else None, None, None, None, None
 
 

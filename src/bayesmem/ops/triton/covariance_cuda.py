@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bayesmem.ops.triton.cuda_source import compiled
 from bayesmem.ops.triton.device import limits
-from bayesmem.ops.triton.spans import Spans
+from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
 
 KEY_KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 LEAST_CAPABILITY = (8, 0)  # TF32 tensor cores
@@ -111,18 +111,23 @@ def cuda_forward(
     innovation_var: Tensor,
     checkpoints: Tensor,
     final_cov: Tensor,
+    piece: Piece = WHOLE,
 ) -> None:
-    """Launch the kernel, ``cluster`` blocks a (sequence, head); the last four tensors are filled (if not empty)."""
+    """Launch the kernel over a piece, ``cluster`` blocks a (sequence, head).
+
+    The last four tensors are filled (if not empty); ``final_cov`` may be ``initial_cov``.
+    """
     (_, groups, key_dim), heads = k.shape, log_retention.shape[1]
     chosen = chosen_settings(key_dim, k.dtype, cluster, k.device.index)
     start = initial_cov.contiguous()
     tensors = [k, log_retention, process_noise, obs_noise, floor, start, spans.seq_start, spans.chunk_first]
     outputs = [gain, innovation_var, checkpoints, final_cov]
+    sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0)
     kernel = _kernel(key_dim, k.dtype, cluster, k.device.index)
     assert kernel is not None  # of ``chosen_cluster``
     kernel(
         grid=(spans.sequences * heads * cluster, 1, 1),
         block=(2 * chosen["KDIM"] // cluster + 64, 1, 1),
-        args=[*tensors, *outputs, heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0],
+        args=[*tensors, *outputs, *sizes, *piece.tokens(spans)],
         shared_mem=shared_bytes(chosen),
     )

@@ -280,16 +280,18 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
                                           const float *obs_noise, const float *floor, const float *initial,
                                           const int *seq_start, const int *chunk_first, float *gain,
                                           float *innovation_var, float *checkpoint, float *final, int H, int G,
-                                          int steps_a_chunk) {
+                                          int steps_a_chunk, int begin, int most) {
   SHARED_MEMORY(Shared, s);
   const int bh = BLOCK / CLUSTER, sequence = bh / H, head = bh % H;
-  const long long start = seq_start[sequence];
-  const int length = seq_start[sequence + 1] - (int)start;
+  // Of every sequence `most` tokens from `begin`, which is a whole chunk.
+  const long long start = seq_start[sequence] + begin;
+  const int left = seq_start[sequence + 1] - (int)start, length = left < 0 ? 0 : left < most ? left : most;
+  const int chunk = chunk_first[sequence] + (steps_a_chunk ? begin / (16 * steps_a_chunk) : 0);
   const long long gates = start * H + head;
   if (CLUSTER > 1) sync_all();  // all blocks have begun: their shared memory is there
   if (THREAD < 32 * OWN_WARPS)
-    matrix_warp(s, k + start * G * K, initial, gain + start * H * K, checkpoint, final, length, chunk_first[sequence],
-                steps_a_chunk, bh, head, H, G);
+    matrix_warp(s, k + start * G * K, initial, gain + start * H * K, checkpoint, final, length, chunk, steps_a_chunk,
+                bh, head, H, G);
   else if (THREAD < 32 * OWN_WARPS + 32)
     gate_warp(s, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head], length, H);
   else

@@ -11,6 +11,7 @@ P stays in device memory (``final``, updated in place) and is visited in blocks 
 as wanted. ``covariance_cuda`` does the same with P in registers, on NVIDIA GPUs, many times faster.
 """
 
+from collections.abc import Callable
 from typing import no_type_check
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from bayesmem.ops.triton.covariance_cuda import chosen_cluster, cuda_forward
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
-from bayesmem.ops.triton.spans import Spans
+from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
 
 STEP = 16  # tokens factorised at once
 
@@ -42,7 +43,7 @@ def eliminate(G, index, C: tl.constexpr):
     return U, D
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin", "most"])
 @no_type_check
 def covariance_forward_kernel(
     k_ptr,
@@ -61,17 +62,21 @@ def covariance_forward_kernel(
     G,
     K,
     steps_a_chunk,
+    begin,
+    most,
     C: tl.constexpr,
     KB: tl.constexpr,
     BN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Grid (S * H,); cov [S, H, K, K] holds the initial covariance and is left holding the final one."""
+    """Grid (S * H,), ``most`` tokens of each from ``begin``; cov [S, H, K, K], the initial one, becomes the final."""
     pid = tl.program_id(0)
     sequence, head = pid // H, pid % H
-    start = tl.load(seq_start_ptr + sequence).to(tl.int64)
-    length = (tl.load(seq_start_ptr + sequence + 1) - start).to(tl.int32)
+    start = tl.load(seq_start_ptr + sequence).to(tl.int64) + begin
+    length = tl.minimum((tl.load(seq_start_ptr + sequence + 1) - start).to(tl.int32), most)
     first_chunk = tl.load(chunk_first_ptr + sequence).to(tl.int64)
+    if steps_a_chunk > 0:
+        first_chunk += begin // (C * steps_a_chunk)
     floor = tl.load(floor_ptr + head)
     index, channel, column = tl.arange(0, C), tl.arange(0, KB), tl.arange(0, BN)
     lower = index[:, None] >= index[None, :]
@@ -145,6 +150,64 @@ def covariance_forward_kernel(
         tl.debug_barrier()
 
 
+def covariance_launcher(
+    k: Tensor,
+    log_retention: Tensor,
+    process_noise: Tensor,
+    obs_noise: Tensor,
+    floor: Tensor,
+    initial_cov: Tensor,
+    spans: Spans,
+    cuda: bool | int = True,
+    keep: bool = True,
+) -> tuple[Callable[[Piece], None], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """What launches the kernel over a piece, for the pieces in their order, and what that fills; see below.
+
+    The last one, the covariance after the piece, is symmetric but for rounding.
+    """
+    (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
+    gain = k.new_empty(count, heads, key_dim, dtype=torch.float32)
+    innovation_var = torch.empty_like(log_retention)
+    checkpoints = k.new_empty(spans.chunks if keep else 0, heads, key_dim, key_dim, dtype=torch.float32)
+    gates = (log_retention, process_noise, obs_noise, floor)
+    outputs = (gain, innovation_var, checkpoints)
+    cluster = chosen_cluster(k) if cuda is True else int(cuda)
+    if cluster:
+        final = torch.empty_like(initial_cov, memory_format=torch.contiguous_format)
+
+        def launch_cuda(piece: Piece) -> None:
+            start = final if piece.begin else initial_cov
+            cuda_forward(cluster, k, *gates, start, spans, *outputs, final, piece)
+
+        return launch_cuda, (*outputs, final)
+    final = initial_cov.clone(memory_format=torch.contiguous_format)
+    padded = max(triton.next_power_of_2(key_dim), 16)
+    scratch = k.new_empty(spans.sequences * heads, 2 * STEP, padded, dtype=torch.float32)
+
+    def launch(piece: Piece) -> None:
+        covariance_forward_kernel[(spans.sequences * heads,)](
+            k,
+            *gates,
+            spans.seq_start,
+            spans.chunk_first,
+            *outputs,
+            final,
+            scratch,
+            heads,
+            groups,
+            key_dim,
+            spans.chunk_size // STEP if keep else 0,
+            *piece.tokens(spans),
+            STEP,
+            padded,
+            min(padded, 64),
+            "tf32x3",
+            num_warps=8 if padded > 64 else 4,
+        )
+
+    return launch, (*outputs, final)
+
+
 def covariance_forward(
     k: Tensor,
     log_retention: Tensor,
@@ -173,36 +236,7 @@ def covariance_forward(
         Gains ``[N, H, K]``, innovation variances ``[N, H]``, the covariance before every chunk
         ``[NC, H, K, K]`` (none where it is not kept) and the final one ``[S, H, K, K]``, all float32.
     """
-    (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
-    gain = k.new_empty(count, heads, key_dim, dtype=torch.float32)
-    innovation_var = torch.empty_like(log_retention)
-    checkpoints = k.new_empty(spans.chunks if keep else 0, heads, key_dim, key_dim, dtype=torch.float32)
-    gates = (log_retention, process_noise, obs_noise, floor)
-    outputs = (gain, innovation_var, checkpoints)
-    cluster = chosen_cluster(k) if cuda is True else int(cuda)
-    if cluster:
-        final = torch.empty_like(initial_cov)
-        cuda_forward(cluster, k, *gates, initial_cov, spans, *outputs, final)
-    else:
-        final = initial_cov.clone(memory_format=torch.contiguous_format)
-        padded = max(triton.next_power_of_2(key_dim), 16)
-        scratch = k.new_empty(spans.sequences * heads, 2 * STEP, padded, dtype=torch.float32)
-        covariance_forward_kernel[(spans.sequences * heads,)](
-            k,
-            *gates,
-            spans.seq_start,
-            spans.chunk_first,
-            *outputs,
-            final,
-            scratch,
-            heads,
-            groups,
-            key_dim,
-            spans.chunk_size // STEP if keep else 0,
-            STEP,
-            padded,
-            min(padded, 64),
-            "tf32x3",
-            num_warps=8 if padded > 64 else 4,
-        )
-    return gain, innovation_var, checkpoints, 0.5 * (final + final.mT)
+    given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans)
+    launch, (*outputs, final) = covariance_launcher(*given, cuda, keep)
+    launch(WHOLE)
+    return *outputs, 0.5 * (final + final.mT)  # type: ignore[return-value]

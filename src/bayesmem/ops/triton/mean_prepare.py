@@ -20,9 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from bayesmem.ops.triton.mean_config import Tuning, prepare_config
-from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile, store_rows
+from bayesmem.ops.triton.mean_tiles import load_rows, ordered, place, square_tile, store_rows
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
-from bayesmem.ops.triton.spans import Spans
+from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
 
 
 @triton.jit
@@ -49,6 +49,7 @@ def prepare_kernel(
     solve,
     scores,
     factors,
+    order,
     seq_start,
     chunk_seq,
     chunk_first,
@@ -61,8 +62,8 @@ def prepare_kernel(
     PREC: tl.constexpr,
     SOLVE_PREC: tl.constexpr,
 ):
-    """One program a chunk and head; ``written`` is the gain in the dtype of k, or None where it has it."""
-    at = tl.program_id(0).to(tl.int64)
+    """One program a chunk (of ``order``) and head; ``written``, the gain in the dtype of k, is None where it has it."""
+    at = ordered(tl.program_id(0).to(tl.int64), order, H)
     chunk, head = at // H, at % H
     rows, live = place(chunk, seq_start, chunk_seq, chunk_first, C)
     reads = tl.zeros([C, C], tl.float32)
@@ -90,28 +91,44 @@ def prepare_kernel(
     tl.store(factors + at * (2 * C) + C + i, left)
 
 
-def prepare(
-    q: Tensor, k: Tensor, gain: Tensor, log_decay: Tensor, spans: Spans, prec: str, tuning: Tuning | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch ``prepare_kernel``.
-
-    Returns:
-        The gain in the dtype of the streams ``[N, H, K]``, ``solve`` and ``scores`` ``[NC, H, C, C]``, ``factors``.
-    """
-    heads, size, chunk = gain.shape[1], k.shape[-1], spans.chunk_size
+def prepared_tensors(k: Tensor, gain: Tensor, log_decay: Tensor, spans: Spans) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What ``prepare`` fills: the gain as the streams are (``gain`` itself where it is so), solve, scores, factors."""
+    heads, chunk = gain.shape[1], spans.chunk_size
     solve = k.new_empty(spans.chunks, heads, chunk, chunk)
-    scores, factors = torch.empty_like(solve), log_decay.new_empty(spans.chunks, heads, 2, chunk)
+    factors = log_decay.new_empty(spans.chunks, heads, 2, chunk)
+    written = gain if gain.dtype == k.dtype else torch.empty_like(gain, dtype=k.dtype)
+    return written, solve, torch.empty_like(solve), factors
+
+
+def prepare(
+    q: Tensor,
+    k: Tensor,
+    gain: Tensor,
+    log_decay: Tensor,
+    prepared: tuple[Tensor, Tensor, Tensor, Tensor],
+    spans: Spans,
+    prec: str,
+    tuning: Tuning | None,
+    piece: Piece = WHOLE,
+) -> None:
+    """Launch ``prepare_kernel`` over a piece.
+
+    It fills ``prepared``: the gain in the dtype of the streams ``[N, H, K]``, solve and scores ``[NC, H, C, C]``, and
+    factors.
+    """
+    written, solve, scores, factors = prepared
+    heads, size, chunk = gain.shape[1], k.shape[-1], spans.chunk_size
     wide = k.dtype == torch.float32
-    written = None if gain.dtype == k.dtype else torch.empty_like(gain, dtype=k.dtype)
-    prepare_kernel[(spans.chunks * heads,)](
+    prepare_kernel[(piece.chunks(spans) * heads,)](
         q,
         k,
         gain,
         log_decay,
-        written,
+        None if written is gain else written,
         solve,
         scores,
         factors,
+        piece.order,
         spans.seq_start,
         spans.chunk_seq,
         spans.chunk_first,
@@ -124,4 +141,3 @@ def prepare(
         SOLVE_PREC=prec if wide else "tf32",  # its result is rounded to 16 bits
         **prepare_config(k, tuning),
     )
-    return gain if written is None else written, solve, scores, factors
