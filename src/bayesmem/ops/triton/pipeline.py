@@ -20,7 +20,7 @@ from bayesmem.ops.triton.mean_forward import mean_forward
 from bayesmem.ops.triton.spans import Piece, Spans, pieces_of
 
 PARTS = 4
-LEAST_TOKENS = 256  # a piece: shorter ones are launches rather than work
+LEAST_TOKENS = 2048  # a piece: each costs the host some .2 ms of launches (docs/notes/003-kernels.md)
 
 
 def parts_of(k: Tensor, heads: int, spans: Spans) -> int:
