@@ -10,8 +10,7 @@ from bayesmem.ops.triton.covariance_segments import forward_segments, segmented_
 from bayesmem.ops.triton.variance import variance_forward
 
 
-@torch.library.custom_op("bayesmem::covariance_pass", mutates_args=())
-def covariance_op(
+def run_covariance(
     k: Tensor,
     q: Tensor | None,
     log_retention: Tensor,
@@ -55,6 +54,9 @@ def covariance_op(
     if q is not None:
         var = variance_forward(q, gain, innovation_var, checkpoints, log_retention, process_noise, spans, "tf32x3")
     return gain, innovation_var, final_cov, var, checkpoints
+
+
+covariance_op = torch.library.custom_op("bayesmem::covariance_pass", run_covariance, mutates_args=())
 
 
 @covariance_op.register_fake

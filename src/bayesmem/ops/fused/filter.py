@@ -6,8 +6,8 @@ It gives what ``covariance_op`` and ``mean_op`` give one after the other; togeth
 import torch
 from torch import Tensor
 
-from bayesmem.ops.fused.covariance import covariance_backward_op, covariance_op
-from bayesmem.ops.fused.mean import mean_backward_op, mean_op
+from bayesmem.ops.fused.covariance import covariance_backward_op, covariance_op, run_covariance
+from bayesmem.ops.fused.mean import mean_backward_op, mean_op, run_mean
 from bayesmem.ops.fused.tables import precision_of, spans_at, whole
 from bayesmem.ops.triton.covariance_segments import forward_segments
 from bayesmem.ops.triton.mean_chain import mean_segments
@@ -67,19 +67,19 @@ def filter_op(
     if parts == 1 or forward_segments(k, heads, spans) or mean_segments(k, heads, spans):
         place = (cu_seqlens, batch, chunk)
         query = q if want_var else None
-        gain, innovation_var, final_cov, var, checkpoints = covariance_op(k, query, *gates, initial_cov, *place, keep)
-        o, energy, final_mean, *saved = mean_op(q, k, v, gain, log_decay, initial_mean, *place, want_energy)
-        return o, energy, final_mean, innovation_var, final_cov, var, gain, checkpoints, *saved
+        gain, innovation_var, final_cov, var, checkpoints = run_covariance(k, query, *gates, initial_cov, *place, keep)
+        o, energy, final_mean, *saved = run_mean(q, k, v, gain, log_decay, initial_mean, *place, want_energy)
+        return o, energy, final_mean, innovation_var, final_cov, var, gain, checkpoints, *saved  # type: ignore[return-value]
     kept, prec = keep or want_var, precision_of(q)
     covariance, mean = pipelined_forward(
         q, k, v, log_decay, gates, initial_mean, initial_cov, spans, kept, want_energy, prec, parts
     )
     gain, innovation_var, checkpoints, final_cov = covariance
-    o, energy, final_mean, (written, *saved) = mean
+    o, measured, final_mean, (written, *saved) = mean
     var = gain.new_empty(0)
     if want_var:
         var = variance_forward(q, gain, innovation_var, checkpoints, log_retention, process_noise, spans, "tf32x3")
-    energy = log_decay.new_empty(0) if energy is None else energy
+    energy = log_decay.new_empty(0) if measured is None else measured
     written = gain.new_empty(0) if written is gain else written
     return o, energy, final_mean, innovation_var, final_cov, var, gain, checkpoints, written, *saved  # type: ignore[return-value]
 

@@ -8,8 +8,7 @@ from bayesmem.ops.triton.mean_backward import mean_backward
 from bayesmem.ops.triton.mean_forward import mean_forward
 
 
-@torch.library.custom_op("bayesmem::mean_pass", mutates_args=())
-def mean_op(
+def run_mean(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -48,6 +47,9 @@ def mean_op(
     if written is gain:
         written = gain.new_empty(0)
     return o, log_decay.new_empty(0) if energy is None else energy, final_mean, written, *rest  # type: ignore[return-value]
+
+
+mean_op = torch.library.custom_op("bayesmem::mean_pass", run_mean, mutates_args=())
 
 
 @mean_op.register_fake
