@@ -96,19 +96,21 @@ def bayesian_filter(
             return filter_fused(q, k, v, log_decay, obs_noise, assumptions, *rest)
         problem = normalised(q, k, v, log_decay, obs_noise, assumptions, initial_belief, bounds)
         want_var = "predictive_var" in outputs
-        want_evidence = not {*check.MEASURED}.isdisjoint(outputs)
+        want_evidence, want_belief = not {*check.MEASURED}.isdisjoint(outputs), "final_belief" in outputs
 
         def solve(p: Problem) -> Solution:
             stepwise = backend.name == "auto" and (p.q.shape[2] == 1 or p.dof is not None)
             if backend.name == "recurrent" or stepwise:
                 solution = filter_recurrent(p)
             else:
-                solution = filter_chunk(p, want_var, backend.chunk_size, want_evidence)
+                solution = filter_chunk(p, want_var, backend.chunk_size, want_evidence, want_belief)
             # What some rules give unasked is dropped, so that packed parts by either back end agree.
             if not want_var:
                 solution = replace(solution, predictive_var=None)
             if not want_evidence:
                 solution = replace(solution, innovation=None, innovation_var=None, log_evidence=None)
+            if not want_belief:
+                solution = replace(solution, final_belief=None)
             return solution
 
         solution = solve(problem) if bounds is None else solve_packed(problem, bounds, solve)

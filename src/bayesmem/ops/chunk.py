@@ -7,6 +7,7 @@ from bayesmem.ops.additive_write import additive_write
 from bayesmem.ops.covariance_pass import Gains, covariance_pass
 from bayesmem.ops.gains import constant_cov, constant_gains, diagonal_gains, isotropic_gains
 from bayesmem.ops.mean_pass import mean_pass
+from bayesmem.ops.precision_kernel import kernel_chunk
 from bayesmem.ops.precision_pass import PrecisionGains, precision_pass
 from bayesmem.ops.precision_solve import inverse_of, last_precision, solve_precision
 from bayesmem.ops.problem import Problem, Solution
@@ -21,7 +22,11 @@ ITERATIVE_DEVICES = ("cuda",)
 
 
 def filter_chunk(
-    problem: Problem, want_var: bool, chunk_size: int | None = None, want_evidence: bool = True
+    problem: Problem,
+    want_var: bool,
+    chunk_size: int | None = None,
+    want_evidence: bool = True,
+    want_belief: bool = True,
 ) -> Solution:
     """Filter in chunks.
 
@@ -32,12 +37,13 @@ def filter_chunk(
         chunk_size: tokens a chunk; ``None`` chooses by the kind of decay.
         want_evidence: whether innovations and their variances are asked for (they cost log-linear mixing
             every token's gain); without, the solution may leave them out.
+        want_belief: whether the final belief is asked for; likewise.
     """
     p = problem
     if not p.measured:
         return _filter_latent(p, want_var, chunk_size)
     if p.covariance == "full" and isinstance(p.noise, PrecisionNoise):
-        return _filter_precision(p, want_evidence, chunk_size)
+        return _filter_precision(p, want_evidence, want_belief, chunk_size)
     gains = _gains(p, want_var, chunk_size)
     log_decay = p.log_decay if gains.log_decay is None else gains.log_decay
     size = chunk_size or _size(log_decay, p.q.shape[-1])
@@ -68,7 +74,7 @@ def _gains(p: Problem, want_var: bool, chunk_size: int | None) -> Gains:
     return covariance_pass(p.k, retention, variance, p.obs_noise, cov, p.q if want_var else None, size)
 
 
-def _filter_precision(p: Problem, want_evidence: bool, chunk_size: int | None) -> Solution:
+def _filter_precision(p: Problem, want_evidence: bool, want_belief: bool, chunk_size: int | None) -> Solution:
     assert isinstance(p.noise, PrecisionNoise) and p.initial.cov is not None
     factor, failed = torch.linalg.cholesky_ex(p.initial.cov)
     if p.initial.cov.device.type == "cpu" and failed.any():
@@ -76,7 +82,7 @@ def _filter_precision(p: Problem, want_evidence: bool, chunk_size: int | None) -
             "initial_belief.cov is not positive definite; this noise works on its inverse: add a diagonal."
         )
     if p.noise.moves_mean and not want_evidence and factor.device.type in ITERATIVE_DEVICES:
-        return _read_precision(p, p.noise, inverse_of(factor), chunk_size)
+        return _read_precision(p, p.noise, inverse_of(factor), want_belief, chunk_size)
     start = torch.cholesky_inverse(factor)
     size = chunk_size or PRECISION_CHUNK
     gains: PrecisionGains = precision_pass(p.q, p.k, p.noise.log_discount, p.noise.floor, p.obs_noise, start, size)
@@ -93,15 +99,20 @@ def _filter_precision(p: Problem, want_evidence: bool, chunk_size: int | None) -
     return Solution(o, Belief(mean, cov), gains.predictive_var, innovation, gains.innovation_var)
 
 
-def _read_precision(p: Problem, noise: PrecisionNoise, start: Tensor, chunk_size: int | None) -> Solution:
+def _read_precision(
+    p: Problem, noise: PrecisionNoise, start: Tensor, want_belief: bool, chunk_size: int | None
+) -> Solution:
     """Log-linear mixing without gains: the information vector, read through the precision."""
     given = (p.k, noise.log_discount, noise.floor, p.obs_noise, start)
-    posterior_q = solve_precision(p.q, *given)
-    cov = inverse_of(torch.linalg.cholesky_ex(last_precision(*given)).L)
+    posterior_q = solve_precision(p.q, *given, None, kernel_chunk(p))
     size = chunk_size or _size(p.log_decay, p.q.shape[-1])
     write_key = p.k / p.obs_noise[..., None]
     o, info = additive_write(posterior_q, write_key, p.v, noise.log_discount, start @ p.initial.mean, size)
-    return Solution(o, Belief(cov @ info, cov), (p.q * posterior_q).sum(-1).clamp(min=0))
+    var = (p.q * posterior_q).sum(-1).clamp(min=0)
+    if not want_belief:
+        return Solution(o, None, var)
+    cov = inverse_of(torch.linalg.cholesky_ex(last_precision(*given)).L)
+    return Solution(o, Belief(cov @ info, cov), var)
 
 
 def _filter_latent(p: Problem, want_var: bool, chunk_size: int | None) -> Solution:

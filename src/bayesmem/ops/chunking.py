@@ -11,6 +11,16 @@ from torch.utils.checkpoint import checkpoint
 ChunkStep = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 
 
+def cut(x: Float[Tensor, "B H T D"], size: int) -> Float[Tensor, "B H N C D"]:
+    """Whole chunks of ``size`` tokens, zeros at the end."""
+    return pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
+
+
+def joined(x: Float[Tensor, "M C D"], like: Float[Tensor, "B H T D"]) -> Float[Tensor, "B H T D"]:
+    """The inverse of ``cut``, chunks of all rows and heads along one axis: the tokens of ``like``."""
+    return x.unflatten(0, (*like.shape[:2], -1)).flatten(2, 3)[:, :, : like.shape[2]]
+
+
 def map_chunks(
     step: ChunkStep,
     state: Tensor,

@@ -70,6 +70,7 @@ def normalised(
         covariance=covariance,
         measured=assumptions.write == "measurement",
         dof=assumptions.dof,
+        half=q.dtype.itemsize == 2,
     )
 
 

@@ -85,12 +85,12 @@ def _join(parts: list[Solution], back: Tensor, order: Tensor) -> Solution:
         given = [piece for piece in pieces if piece is not None]
         return torch.cat(given, 2)[:, :, back] if given else None
 
-    beliefs = [part.final_belief for part in parts]
+    beliefs = [part.final_belief for part in parts if part.final_belief is not None]
     covs = [belief.cov for belief in beliefs if belief.cov is not None]
     cov = torch.cat(covs)[order] if covs else None
     return Solution(
         o=torch.cat([part.o for part in parts], 2)[:, :, back],
-        final_belief=Belief(torch.cat([belief.mean for belief in beliefs])[order], cov),
+        final_belief=Belief(torch.cat([belief.mean for belief in beliefs])[order], cov) if beliefs else None,
         predictive_var=join([part.predictive_var for part in parts]),
         innovation=join([part.innovation for part in parts]),
         innovation_var=join([part.innovation_var for part in parts]),

@@ -10,7 +10,7 @@ preconditions: it is at most C/2 measurements from every token's own, so tens of
 1 / r spreads (measured: ``SOLVE_CHUNK``). One factorisation a chunk is left.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bayesmem.ops.chunking import map_chunks
+from bayesmem.ops.chunking import cut, joined, map_chunks
 from bayesmem.ops.decays import segment_ratios
+from bayesmem.ops.precision_kernel import kernel_solve
 from bayesmem.ops.precision_pass import precision_pass
 
 # C. With K = 64, discounts of 0.9 to 0.9999 and r from 1e-3 to 10, chunks of 16 took 11 to 47 iterations, of 32 19 to
@@ -45,11 +46,12 @@ def solve_precision(
     obs_noise: Float[Tensor, "B H T"],
     initial_precision: Float[Tensor, "B H K K"],
     max_iterations: int | None = None,
+    kernel_chunk: int | None = None,
 ) -> Float[Tensor, "B H T K"]:
     """``H_t^{-1} q_t``: the ``posterior_q`` of ``precision_pass``, by conjugate gradients.
 
-    Callers pass float64. A call of which any token has not converged is solved by ``precision_pass``, which takes
-    longer and says nothing. Differentiable once: the backward pass solves with the same precisions. Every few
+    Callers pass float64. A call of which any token has not converged is solved by ``precision_pass``, which
+    takes longer and says nothing. Differentiable once: the backward pass solves with the same precisions. Every few
     iterations it waits for the device, which breaks the graph of ``torch.compile`` and forbids a CUDA graph.
 
     Args:
@@ -60,6 +62,7 @@ def solve_precision(
         obs_noise: observation noise variance.
         initial_precision: inverse covariance before the first token.
         max_iterations: after which the factorisations do the work; default 4 K.
+        kernel_chunk: tokens a chunk of ``precision_kernel``, which is tried first; ``None``: it is not.
     """
     limit = ITERATIONS_PER_KEY_DIM * q.shape[-1] if max_iterations is None else max_iterations
     batch, heads, length, key_dim = q.shape
@@ -70,8 +73,8 @@ def solve_precision(
         )
         floors = (floor, floor) if axis == 0 else floor.tensor_split(2, 0)
         halves = [(*x[:3], part, *x[3:]) for x, part in zip(streams, floors, strict=True)]
-        return torch.cat([solve_precision(*half, limit) for half in halves], axis)
-    solution: Tensor = _Solve.apply(limit, q, k, log_discount, floor, obs_noise, initial_precision)
+        return torch.cat([solve_precision(*half, limit, kernel_chunk) for half in halves], axis)
+    solution: Tensor = _Solve.apply(limit, kernel_chunk, q, k, log_discount, floor, obs_noise, initial_precision)
     return solution
 
 
@@ -127,8 +130,9 @@ class _Precisions:
         return inverse_of(torch.linalg.cholesky_ex(middle).L)
 
 
-def _precisions(k: Tensor, log_discount: Tensor, floor: Tensor, obs_noise: Tensor, initial: Tensor) -> _Precisions:
-    k, log_discount, written = (_chunked(x) for x in (k, log_discount, 1 / obs_noise[..., None]))
+def _precisions(given: Sequence[Tensor], size: int = SOLVE_CHUNK, dtype: torch.dtype | None = None) -> _Precisions:
+    k, log_discount, floor, obs_noise, initial = (x.to(dtype) for x in given)
+    k, log_discount, written = (cut(x, size) for x in (k, log_discount, 1 / obs_noise[..., None]))
     total = log_discount.cumsum(-2)
     weight = segment_ratios(log_discount)[..., 0] * written.mT
     refill = -torch.expm1(total) * floor[:, None, None]
@@ -145,18 +149,19 @@ def _precisions(k: Tensor, log_discount: Tensor, floor: Tensor, obs_noise: Tenso
     return _Precisions(*(x.flatten(0, 2) for x in (start, total.exp(), refill, k, weight)))
 
 
-def _chunked(x: Float[Tensor, "B H T D"]) -> Float[Tensor, "B H N C D"]:
-    """Whole chunks; zeros at the end, which leave a precision as it is."""
-    return pad(x, (0, 0, 0, -x.shape[2] % SOLVE_CHUNK)).unflatten(2, (-1, SOLVE_CHUNK))
-
-
 def _solve(precisions: _Precisions, rhs: Tensor, limit: int, given: _Given) -> Tensor:
     """``H_t^{-1} rhs_t``, by iteration or, where that does not converge, by factorisation."""
-    chunks = _chunked(rhs).flatten(0, 2).contiguous()
+    chunks = cut(rhs, SOLVE_CHUNK).flatten(0, 2).contiguous()
     solution = _conjugate_gradients(precisions.times, precisions.middle_inverse(), chunks, limit)
-    if solution is None:
-        return precision_pass(rhs, *given).posterior_q
-    return solution.unflatten(0, (*rhs.shape[:2], -1)).flatten(2, 3)[:, :, : rhs.shape[2]]
+    return precision_pass(rhs, *given).posterior_q if solution is None else joined(solution, rhs)
+
+
+def _kernel_solve(precisions: _Precisions, rhs: Tensor, limit: int) -> Tensor | None:
+    """The same by the kernel, in float32; ``None`` where it does not get there."""
+    p = precisions
+    chunks = cut(rhs.to(p.k.dtype), p.k.shape[1]).flatten(0, 2)
+    solution = kernel_solve(p.start, p.since, p.refill, p.k, p.weight, chunks, limit)
+    return None if solution is None else joined(solution, rhs)
 
 
 def _conjugate_gradients(times: Callable[[Tensor], Tensor], inverse: Tensor, rhs: Tensor, limit: int) -> Tensor | None:
@@ -184,12 +189,16 @@ def _conjugate_gradients(times: Callable[[Tensor], Tensor], inverse: Tensor, rhs
 
 
 class _Solve(torch.autograd.Function):
-    """``x_t = H_t^{-1} q_t``. With ``y_t = H_t^{-1} dL/dx_t``: ``dL/dq_t = y_t`` and ``dL/dH_t = -y_t x_t^T``."""
+    """``x_t = H_t^{-1} q_t``. With ``y_t = H_t^{-1} dL/dx_t``: ``dL/dq_t = y_t`` and ``dL/dH_t = -y_t x_t^T``.
+
+    In float32 where the kernel solves; from the first solve that it does not, in float64 as without it.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         limit: int,
+        kernel_chunk: int | None,
         q: Tensor,
         k: Tensor,
         log_discount: Tensor,
@@ -197,12 +206,15 @@ class _Solve(torch.autograd.Function):
         obs_noise: Tensor,
         start: Tensor,
     ) -> Tensor:
-        given = (k, log_discount, floor, obs_noise, start)
+        given, solution = (k, log_discount, floor, obs_noise, start), None
         with torch.autocast(q.device.type, enabled=False):
-            solution = _solve(_precisions(*given), q, limit, given)
-        ctx.limit = limit
+            if kernel_chunk is not None:
+                solution = _kernel_solve(_precisions(given, kernel_chunk, torch.float32), q, limit)
+            if solution is None:
+                solution, kernel_chunk = _solve(_precisions(given), q, limit, given), None
+        ctx.limit, ctx.kernel_chunk = limit, kernel_chunk
         ctx.save_for_backward(solution, *given)
-        return solution
+        return solution.to(q.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -212,16 +224,22 @@ class _Solve(torch.autograd.Function):
                 "backend='recurrent' has all."
             )
         solution, given = ctx.saved_tensors[0], ctx.saved_tensors[1:]
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         leaves = [x.detach().requires_grad_(need) for x, need in zip(given, needed, strict=True)]
+        y = None
         with torch.autocast(grad.device.type, enabled=False):
-            with torch.enable_grad():
-                precisions = _precisions(*leaves)
-            y = _solve(precisions, grad, ctx.limit, given)
+            if ctx.kernel_chunk is not None:
+                with torch.enable_grad():
+                    precisions = _precisions(leaves, ctx.kernel_chunk, torch.float32)
+                y = _kernel_solve(precisions, grad, ctx.limit)
+            if y is None:
+                with torch.enable_grad():
+                    precisions = _precisions(leaves)
+                y = _solve(precisions, grad.to(given[0].dtype), ctx.limit, given)
             if not any(needed):
-                return None, y, *[None] * len(given)
-            x, weight = (_chunked(z).flatten(0, 2) for z in (solution, -y))
+                return None, None, y, *[None] * len(given)
+            x, weight = (cut(z.to(y.dtype), precisions.k.shape[1]).flatten(0, 2) for z in (solution, -y))
             with torch.enable_grad():
                 image = precisions.times(x)
             found = iter(torch.autograd.grad(image, [x for x in leaves if x.requires_grad], weight))
-        return None, y, *[next(found) if need else None for need in needed]
+        return None, None, y, *[next(found) if need else None for need in needed]

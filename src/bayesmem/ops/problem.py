@@ -26,6 +26,7 @@ class Problem:
         covariance: the structure.
         measured: False for the latent-input write.
         dof: degrees of freedom of the observation noise; ``None`` is Gaussian.
+        half: whether q, k and v came in 16 bits.
     """
 
     q: Float[Tensor, "B H T K"]
@@ -40,6 +41,7 @@ class Problem:
     covariance: Covariance
     measured: bool
     dof: float | int | None = None
+    half: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Solution:
     """What a back end returns, heads first; ``None`` where not asked for (evidence: where it is the innovation's)."""
 
     o: Float[Tensor, "B H T V"]
-    final_belief: Belief
+    final_belief: Belief | None
     predictive_var: Float[Tensor, "B H T"] | None = None
     innovation: Float[Tensor, "B H T V"] | None = None
     innovation_var: Float[Tensor, "B H T"] | None = None

@@ -14,6 +14,7 @@ from bayesmem.ops.fused.filter import filter_op
 from bayesmem.ops.fused.isotropic import isotropic_op
 from bayesmem.ops.fused.mean import mean_op
 from bayesmem.ops.triton.decode import decode_step
+from bayesmem.ops.triton.precision_solve import solve_chunks
 
 __all__ = [
     "channel_mean_op",
@@ -25,4 +26,5 @@ __all__ = [
     "filter_op",
     "isotropic_op",
     "mean_op",
+    "solve_chunks",
 ]

@@ -1,0 +1,45 @@
+"""Where conjugate gradients run as a kernel in float32, and how far they are believed.
+
+Streams of 16 bits say no more than float32 does, and the memory M_t read through a wrong solution is wrong by M_t^T of
+its residual (information vectors are ``H_t M_t``). So a true residual below ``BOUND`` of the query leaves outputs as
+right as bfloat16 writes them. What does not get there is solved again in float64.
+"""
+
+import torch
+from torch import Tensor
+
+from bayesmem.ops.fused_filter import available
+from bayesmem.ops.problem import Problem
+
+DEVICES = ("cuda",)  # tests add the CPU, where Triton interprets
+MAX_KEY_DIM = 128
+# Tokens a chunk. At K = 64 the products of 32 stay in the registers of 4 warps (176 bytes spilled); those of 64 spill a
+# kilobyte, take half more operations a token and more iterations. Chunks of 16 have twice the precisions to read.
+CHUNK = 32
+BOUND = 1e-3  # of the right side, on every token's true residual; bfloat16 rounds by 2e-3
+
+
+def kernel_chunk(p: Problem) -> int | None:
+    """Tokens a chunk of the kernel, or ``None`` where float64 does the work.
+
+    Products of float32 rounded to 19 bits, as ``torch.set_float32_matmul_precision`` allows, would ruin a precision.
+    """
+    key_dim = p.q.shape[-1]
+    if not p.half or p.q.device.type not in DEVICES or key_dim > MAX_KEY_DIM or available(p.q):
+        return None
+    if torch.get_float32_matmul_precision() != "highest":
+        return None
+    return CHUNK
+
+
+def kernel_solve(
+    start: Tensor, since: Tensor, refill: Tensor, k: Tensor, weight: Tensor, rhs: Tensor, limit: int
+) -> Tensor | None:
+    """``H_t^{-1} rhs_t``, ``[M, C, K]``; ``None`` if a token's is not to be believed.
+
+    Arguments as of ``triton.precision_solve.solve_chunks``.
+    """
+    from bayesmem.ops.fused import solve_chunks
+
+    solution, residual, _ = solve_chunks(start, since, refill, k, weight, rhs, limit)
+    return solution if bool((residual <= BOUND).all()) else None
