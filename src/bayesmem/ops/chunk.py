@@ -7,7 +7,7 @@ from bayesmem.ops.additive_write import additive_write
 from bayesmem.ops.covariance_pass import Gains, covariance_pass
 from bayesmem.ops.gains import constant_cov, constant_gains, diagonal_gains, isotropic_gains
 from bayesmem.ops.mean_pass import mean_pass
-from bayesmem.ops.precision_kernel import kernel_chunk
+from bayesmem.ops.precision_kernel import kernel_chunk, kernel_write
 from bayesmem.ops.precision_pass import PrecisionGains, precision_pass
 from bayesmem.ops.precision_solve import inverse_of, last_precision, solve_precision
 from bayesmem.ops.problem import Problem, Solution
@@ -105,9 +105,12 @@ def _read_precision(
     """Log-linear mixing without gains: the information vector, read through the precision."""
     given = (p.k, noise.log_discount, noise.floor, p.obs_noise, start)
     posterior_q = solve_precision(p.q, *given, None, kernel_chunk(p))
-    size = chunk_size or _size(p.log_decay, p.q.shape[-1])
     write_key = p.k / p.obs_noise[..., None]
-    o, info = additive_write(posterior_q, write_key, p.v, noise.log_discount, start @ p.initial.mean, size)
+    written = (posterior_q, write_key, p.v, noise.log_discount, start @ p.initial.mean)
+    if posterior_q.dtype == torch.float32:  # the kernel's
+        o, info = kernel_write(*written)
+    else:
+        o, info = additive_write(*written, chunk_size or _size(p.log_decay, p.q.shape[-1]))
     var = (p.q * posterior_q).sum(-1).clamp(min=0)
     if not want_belief:
         return Solution(o, None, var)

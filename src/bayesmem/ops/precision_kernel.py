@@ -8,7 +8,8 @@ right as bfloat16 writes them. What does not get there is solved again in float6
 import torch
 from torch import Tensor
 
-from bayesmem.ops.fused_filter import available
+from bayesmem.ops.fused_filter import MAX_VALUE_DIM, available, chunk_size
+from bayesmem.ops.normalise import LOG_ZERO
 from bayesmem.ops.problem import Problem
 
 DEVICES = ("cuda",)  # tests add the CPU, where Triton interprets
@@ -25,7 +26,9 @@ def kernel_chunk(p: Problem) -> int | None:
     Products of float32 rounded to 19 bits, as ``torch.set_float32_matmul_precision`` allows, would ruin a precision.
     """
     key_dim = p.q.shape[-1]
-    if not p.half or p.q.device.type not in DEVICES or key_dim > MAX_KEY_DIM or available(p.q):
+    if not p.half or p.q.device.type not in DEVICES or available(p.q):
+        return None
+    if key_dim > MAX_KEY_DIM or p.v.shape[-1] > MAX_VALUE_DIM:
         return None
     if torch.get_float32_matmul_precision() != "highest":
         return None
@@ -43,3 +46,21 @@ def kernel_solve(
 
     solution, residual, _ = solve_chunks(start, since, refill, k, weight, rhs, limit)
     return solution if bool((residual <= BOUND).all()) else None
+
+
+def kernel_write(q: Tensor, write_key: Tensor, v: Tensor, log_discount: Tensor, info: Tensor) -> tuple[Tensor, Tensor]:
+    """``additive_write``, arguments and results alike, by the mean pass in float32.
+
+    Through keys of zeros nothing is measured: values go in whole, along a gain that is the write key.
+    """
+    from bayesmem.ops import fused
+
+    def rows(x: Tensor) -> Tensor:
+        return x.float().transpose(1, 2).flatten(0, 1).contiguous()
+
+    query = rows(q)
+    decay = rows(log_discount)[..., 0].clamp(min=LOG_ZERO)
+    streams = (query, torch.zeros_like(query), rows(v), rows(write_key), decay)
+    place = (None, q.shape[0], chunk_size(q))
+    o, _, last, *_ = fused.mean_op(*streams, info.float().contiguous(), *place, False)
+    return o.unflatten(0, (q.shape[0], -1)).transpose(1, 2).to(v.dtype), last.to(v.dtype)

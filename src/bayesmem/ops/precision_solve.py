@@ -50,9 +50,10 @@ def solve_precision(
 ) -> Float[Tensor, "B H T K"]:
     """``H_t^{-1} q_t``: the ``posterior_q`` of ``precision_pass``, by conjugate gradients.
 
-    Callers pass float64. A call of which any token has not converged is solved by ``precision_pass``, which
-    takes longer and says nothing. Differentiable once: the backward pass solves with the same precisions. Every few
-    iterations it waits for the device, which breaks the graph of ``torch.compile`` and forbids a CUDA graph.
+    Callers pass float64, and get float32 where the kernel has solved. A call of which any token has not converged is
+    solved by ``precision_pass``, which takes longer and says nothing. Differentiable once: the backward pass solves
+    with the same precisions. Every few iterations it waits for the device, which breaks the graph of
+    ``torch.compile`` and forbids a CUDA graph.
 
     Args:
         q: queries.
@@ -214,7 +215,7 @@ class _Solve(torch.autograd.Function):
                 solution, kernel_chunk = _solve(_precisions(given), q, limit, given), None
         ctx.limit, ctx.kernel_chunk = limit, kernel_chunk
         ctx.save_for_backward(solution, *given)
-        return solution.to(q.dtype)
+        return solution
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
