@@ -15,7 +15,7 @@ from bayesmem.ops.problem import Problem
 DEVICES = ("cuda",)  # tests add the CPU, where Triton interprets
 MAX_KEY_DIM = 128
 # Tokens a chunk. At K = 64 the products of 32 stay in the registers of 4 warps (176 bytes spilled); those of 64 spill a
-# kilobyte, take half more operations a token and more iterations. Chunks of 16 have twice the precisions to read.
+# kilobyte, take half more operations a token and no fewer iterations. Chunks of 16 have twice the precisions to read.
 CHUNK = 32
 BOUND = 1e-3  # of the right side, on every token's true residual; bfloat16 rounds by 2e-3
 

@@ -53,7 +53,7 @@ def chunks(size: int, key_dim: int, case: str) -> tuple[list[Tensor], Tensor]:
     [
         *((size, key_dim, "mild") for size, key_dim in ((16, 16), (64, 20), (16, 64), (64, 64), (21, 20))),
         *((size, key_dim, "repeated keys") for size, key_dim in ((16, 16), (64, 64))),
-        *((size, key_dim, "floor over decades") for size, key_dim in ((16, 16), (64, 20))),
+        *((size, key_dim, "floor over decades") for size, key_dim in ((16, 16), (16, 64))),
         (16, 20, "no query at all"),
     ],
 )
@@ -73,13 +73,13 @@ def test_kernel_solves(size: int, key_dim: int, case: str):
         assert (iterations == 0).all()
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_right_sides_of_any_size(scale: float):
+def test_right_sides_of_any_size():
     given, _ = chunks(16, 16, "mild")
     x, *_ = solve_chunks(*(y.to(DEVICE) for y in given), 64)
-    scaled, residual, _ = solve_chunks(*(y.to(DEVICE) for y in (*given[:-1], given[-1] * scale)), 64)
+    sizes = torch.tensor([1e-30, 1e30]).repeat(8)[:, None]
+    scaled, residual, _ = solve_chunks(*(y.to(DEVICE) for y in (*given[:-1], given[-1] * sizes)), 64)
     assert residual.max() < 1e-4
-    torch.testing.assert_close(scaled / scale, x, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(scaled / sizes.to(DEVICE), x, rtol=1e-5, atol=1e-7)
 
 
 def test_at_the_limit_the_residual_says_so():

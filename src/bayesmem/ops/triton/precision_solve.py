@@ -77,20 +77,20 @@ def _solve_kernel(
     x, left = tl.zeros([BC, BK], tl.float32), b
     direction = left * inverse
     power = tl.sum(left * direction, 1)
-    open = norm > bound  # tokens that are not done
+    awaited = norm > bound  # tokens that are not done
     count = 0
-    while (tl.max(open.to(tl.int32), 0) > 0) & (count < limit):
+    while (tl.max(awaited.to(tl.int32), 0) > 0) & (count < limit):
         image = _times(direction, S, gamma, pull, keys, w, PREC)
         curvature = tl.sum(direction * image, 1)
-        step = tl.where(open & (curvature > 0.0), power / tl.where(curvature > 0.0, curvature, 1.0), 0.0)
+        step = tl.where(awaited & (curvature > 0.0), power / tl.where(curvature > 0.0, curvature, 1.0), 0.0)
         x += step[:, None] * direction
         left -= step[:, None] * image
         whitened = left * inverse
         now = tl.sum(left * whitened, 1)
-        turn = tl.where(open & (power > 0.0), now / tl.where(power > 0.0, power, 1.0), 0.0)
+        turn = tl.where(awaited & (power > 0.0), now / tl.where(power > 0.0, power, 1.0), 0.0)
         direction = whitened + turn[:, None] * direction
         power = now
-        open = tl.sum(left * left, 1) > bound
+        awaited = tl.sum(left * left, 1) > bound
         count += 1
 
     left = tl.load(rhs + at, mask=here, other=0.0) / scale - _times(x, S, gamma, pull, keys, w, PREC)
