@@ -76,12 +76,16 @@ def _gains(p: Problem, want_var: bool, chunk_size: int | None) -> Gains:
 
 def _filter_precision(p: Problem, want_evidence: bool, want_belief: bool, chunk_size: int | None) -> Solution:
     assert isinstance(p.noise, PrecisionNoise) and p.initial.cov is not None
+    iterate = p.noise.moves_mean and not want_evidence and p.initial.cov.device.type in ITERATIVE_DEVICES
+    if iterate and p.from_prior:
+        start = torch.diag_embed(1 / p.prior_var).expand_as(p.initial.cov)
+        return _read_precision(p, p.noise, start, want_belief, chunk_size)
     factor, failed = torch.linalg.cholesky_ex(p.initial.cov)
     if p.initial.cov.device.type == "cpu" and failed.any():
         raise ValueError(
             "initial_belief.cov is not positive definite; this noise works on its inverse: add a diagonal."
         )
-    if p.noise.moves_mean and not want_evidence and factor.device.type in ITERATIVE_DEVICES:
+    if iterate:
         return _read_precision(p, p.noise, inverse_of(factor), want_belief, chunk_size)
     start = torch.cholesky_inverse(factor)
     size = chunk_size or PRECISION_CHUNK

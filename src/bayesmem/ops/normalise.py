@@ -44,7 +44,9 @@ def normalised(
     dtype = torch.float64 if precise else working_dtype(q)
     (batch, length, heads, value_dim), key_dim = v.shape, q.shape[-1]
     groups = heads // q.shape[2]
-    keys = _heads_first(k, dtype).repeat_interleave(groups, 1)
+    queries, keys = (_heads_first(x, dtype) for x in (q, k))
+    if groups > 1:
+        queries, keys = (x.repeat_interleave(groups, 1) for x in (queries, keys))
     decay = q.new_zeros(batch, heads, length, 1, dtype=dtype) if log_decay is None else _log_gate(log_decay, dtype)
     prior = torch.as_tensor(assumptions.prior_var, dtype=dtype, device=q.device)
     prior = (prior if prior.ndim == 2 else prior[..., None]).expand(heads, key_dim)
@@ -58,7 +60,7 @@ def normalised(
     mean = q.new_zeros(rows, heads, key_dim, value_dim, dtype=dtype) if belief is None else belief.mean.to(dtype)
     given = None if belief is None or belief.cov is None else belief.cov.to(dtype)
     return Problem(
-        q=_heads_first(q, dtype).repeat_interleave(groups, 1),
+        q=queries,
         k=keys,
         v=_heads_first(v, dtype),
         log_decay=decay,
@@ -71,6 +73,7 @@ def normalised(
         measured=assumptions.write == "measurement",
         dof=assumptions.dof,
         half=q.dtype.itemsize == 2,
+        from_prior=given is None,
     )
 
 

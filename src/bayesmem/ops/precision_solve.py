@@ -12,6 +12,7 @@ preconditions: it is at most C/2 measurements from every token's own, so tens of
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -157,12 +158,17 @@ def _solve(precisions: _Precisions, rhs: Tensor, limit: int, given: _Given) -> T
     return precision_pass(rhs, *given).posterior_q if solution is None else joined(solution, rhs)
 
 
-def _kernel_solve(precisions: _Precisions, rhs: Tensor, limit: int) -> Tensor | None:
+def _kernel_solve(precisions: _Precisions, rhs: Tensor, limit: int, given: _Given) -> Tensor | None:
     """The same by the kernel, in float32; ``None`` where it does not get there."""
-    p = precisions
-    chunks = cut(rhs.to(p.k.dtype), p.k.shape[1]).flatten(0, 2)
-    solution = kernel_solve(p.start, p.since, p.refill, p.k, p.weight, chunks, limit)
-    return None if solution is None else joined(solution, rhs)
+    p, size = precisions, precisions.k.shape[1]
+
+    @cache
+    def exact() -> _Precisions:
+        return _precisions(given, size)
+
+    chunks = cut(rhs, size).flatten(0, 2)
+    found = kernel_solve(p.start, p.since, p.refill, p.k, p.weight, chunks, limit, lambda x: exact().times(x))
+    return None if found is None else joined(found, rhs)
 
 
 def _conjugate_gradients(times: Callable[[Tensor], Tensor], inverse: Tensor, rhs: Tensor, limit: int) -> Tensor | None:
@@ -210,7 +216,7 @@ class _Solve(torch.autograd.Function):
         given, solution = (k, log_discount, floor, obs_noise, start), None
         with torch.autocast(q.device.type, enabled=False):
             if kernel_chunk is not None:
-                solution = _kernel_solve(_precisions(given, kernel_chunk, torch.float32), q, limit)
+                solution = _kernel_solve(_precisions(given, kernel_chunk, torch.float32), q, limit, given)
             if solution is None:
                 solution, kernel_chunk = _solve(_precisions(given), q, limit, given), None
         ctx.limit, ctx.kernel_chunk = limit, kernel_chunk
@@ -232,7 +238,7 @@ class _Solve(torch.autograd.Function):
             if ctx.kernel_chunk is not None:
                 with torch.enable_grad():
                     precisions = _precisions(leaves, ctx.kernel_chunk, torch.float32)
-                y = _kernel_solve(precisions, grad, ctx.limit)
+                y = _kernel_solve(precisions, grad, ctx.limit, given)
             if y is None:
                 with torch.enable_grad():
                     precisions = _precisions(leaves)

@@ -27,6 +27,7 @@ class Problem:
         measured: False for the latent-input write.
         dof: degrees of freedom of the observation noise; ``None`` is Gaussian.
         half: whether q, k and v came in 16 bits.
+        from_prior: whether the initial covariance is the prior's.
     """
 
     q: Float[Tensor, "B H T K"]
@@ -42,6 +43,7 @@ class Problem:
     measured: bool
     dof: float | int | None = None
     half: bool = False
+    from_prior: bool = False
 
 
 @dataclass(frozen=True, slots=True)
