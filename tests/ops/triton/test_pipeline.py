@@ -50,9 +50,10 @@ def test_pieces_are_taken_where_multiprocessors_would_stand_idle(monkeypatch):
         k = torch.Tensor.as_subclass(k, _OnGpu)
         return pipeline.parts_of(k, heads, spans_of(bounds, 64, torch.device("cpu")))
 
-    assert parts(8, 16384) == parts(2, 8192) == pipeline.PARTS
+    assert parts(8, 16384) == parts(4, 8192) == pipeline.PARTS
     assert parts(32, 8192) == 1  # every multiprocessor has a chain
-    assert parts(2, 4096) == 2 and parts(2, 4000) == 1
+    assert parts(8, 4096) == 2 and parts(8, 4090) == 1
+    assert parts(2, 8192) == 1  # the host would be longer about it than the device
     monkeypatch.setattr(pipeline, "chosen_cluster", lambda _: None)
     assert parts(8, 8192) == 1  # the Triton chain is too slow to be worth it
 

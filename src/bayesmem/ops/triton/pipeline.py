@@ -20,12 +20,14 @@ from bayesmem.ops.triton.mean_forward import mean_forward
 from bayesmem.ops.triton.spans import Piece, Spans, pieces_of
 
 PARTS = 4
-LEAST_TOKENS = 2048  # a piece: each costs the host some .2 ms of launches (docs/notes/003-kernels.md)
+# Every piece costs the host some .2 ms of launches, so it must have tokens, and all of them work for the device
+# (docs/notes/003-kernels.md).
+LEAST_TOKENS, LEAST_WORK = 2048, 2**18  # tokens a piece; tokens times heads of all
 
 
 def parts_of(k: Tensor, heads: int, spans: Spans) -> int:
     """Pieces to cut the sequences into: 1 where that is no help."""
-    if k.device.type != "cuda":
+    if k.device.type != "cuda" or len(k) * heads < LEAST_WORK:
         return 1
     cluster = chosen_cluster(k)
     if cluster is None or 2 * cluster * heads * spans.sequences > limits(k.device).processors:
