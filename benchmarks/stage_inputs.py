@@ -99,7 +99,8 @@ class Stages:
         gain, innovation_var, checkpoints, _ = self.covariance
         if stage == "mean prepare":
             made = prepared_tensors(self.k, gain, self.log_decay, self.spans)
-            return mean_prepare(self.q, self.k, gain, self.log_decay, made, self.spans, TF32, tuning)
+            mean_prepare(self.q, self.k, gain, self.log_decay, made, self.spans, TF32, tuning)
+            return made
         if stage == "mean chain":
             written, solve, _, factors, _, means = self.saved
             made = torch.empty_like(self.v), torch.empty_like(means)

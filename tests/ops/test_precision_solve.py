@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops import Backend, chunk, precision_solve
+from bayesmem.ops.additive_write import additive_write
 from bayesmem.ops.precision_pass import precision_pass
-from bayesmem.ops.precision_solve import SOLVE_CHUNK, last_precision, solve_precision
+from bayesmem.ops.precision_solve import SOLVE_CHUNK, last_information, solve_precision
 from ops.cases import STREAMS, Design, assert_close, assert_same, make_case
 
 NAMES = ("q", "k", "log_discount", "floor", "obs_noise", "initial_precision")
@@ -55,7 +56,11 @@ def forbid_factorisation(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_iteration_is_the_factorisation(length: int, discount: float, monkeypatch: pytest.MonkeyPatch):
     given = make(length, discount=discount)
     expected = precision_pass(*given)
-    assert_close(last_precision(*given[1:]), expected.final_precision, 1e-10)
+    q, k, log_discount, floor, obs_noise, start = given
+    v, info = q.flip(2), start[..., :2] @ q.new_ones(2, q.shape[-1])
+    precision, last = last_information(k, v, log_discount, floor, obs_noise, start, info)
+    assert_close(precision, expected.final_precision, 1e-10)
+    assert_close(last, additive_write(q, k / obs_noise[..., None], v, log_discount, info)[1], 1e-10)
     forbid_factorisation(monkeypatch)
     assert_close(solve_precision(*given), expected.posterior_q, 1e-8)
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bayesmem.layers import LayerCache
+from bayesmem.ops.triton.device import matmul_precision
 
 Stepped = tuple[Tensor, list[LayerCache]]
 Step = Callable[[Tensor, list[LayerCache]], Stepped]
@@ -194,7 +195,7 @@ def _kind(parts: tuple[nn.Module, ...], x: Tensor, layers: list[LayerCache]) -> 
         torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None,
         torch.is_inference_mode_enabled(),
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
-        (torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()),
+        (matmul_precision(), torch.are_deterministic_algorithms_enabled()),
         tuple([(tensor.shape, tensor.dtype) for tensor in (x, *_tensors(layers))]),
         tuple(places),
         tuple(choices),

@@ -9,7 +9,7 @@ from bayesmem.ops.gains import constant_cov, constant_gains, diagonal_gains, iso
 from bayesmem.ops.mean_pass import mean_pass
 from bayesmem.ops.precision_kernel import kernel_chunk, kernel_write
 from bayesmem.ops.precision_pass import PrecisionGains, precision_pass
-from bayesmem.ops.precision_solve import inverse_of, last_precision, solve_precision
+from bayesmem.ops.precision_solve import inverse_of, last_information, solve_precision
 from bayesmem.ops.problem import Problem, Solution
 from bayesmem.ops.step import AffineNoise, PrecisionNoise
 from bayesmem.types import Belief
@@ -107,18 +107,19 @@ def _read_precision(
     p: Problem, noise: PrecisionNoise, start: Tensor, want_belief: bool, chunk_size: int | None
 ) -> Solution:
     """Log-linear mixing without gains: the information vector, read through the precision."""
-    given = (p.k, noise.log_discount, noise.floor, p.obs_noise, start)
-    posterior_q = solve_precision(p.q, *given, None, kernel_chunk(p))
-    write_key = p.k / p.obs_noise[..., None]
-    written = (posterior_q, write_key, p.v, noise.log_discount, start @ p.initial.mean)
+    rest = (noise.log_discount, noise.floor, p.obs_noise, start)
+    posterior_q = solve_precision(p.q, p.k, *rest, None, kernel_chunk(p))
+    info = start @ p.initial.mean
+    written = (posterior_q, p.k / p.obs_noise[..., None], p.v, noise.log_discount, info)
     if posterior_q.dtype == torch.float32:  # the kernel's
-        o, info = kernel_write(*written)
+        o = kernel_write(*written)
     else:
-        o, info = additive_write(*written, chunk_size or _size(p.log_decay, p.q.shape[-1]))
+        o, _ = additive_write(*written, chunk_size or _size(p.log_decay, p.q.shape[-1]))
     var = (p.q * posterior_q).sum(-1).clamp(min=0)
     if not want_belief:
         return Solution(o, None, var)
-    cov = inverse_of(torch.linalg.cholesky_ex(last_precision(*given)).L)
+    precision, info = last_information(p.k, p.v, *rest, info)
+    cov = inverse_of(torch.linalg.cholesky_ex(precision).L)
     return Solution(o, Belief(cov @ info, cov), var)
 
 

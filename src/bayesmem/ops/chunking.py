@@ -58,5 +58,5 @@ def map_chunks(
         else:
             state, output = step(state, *inputs)
         outputs.append(output)
-    joined = [torch.cat(parts, dim=2)[:, :, :length] for parts in zip(*outputs, strict=True)]
-    return joined, state
+    whole = [torch.cat(parts, dim=2)[:, :, :length] for parts in zip(*outputs, strict=True)]
+    return whole, state

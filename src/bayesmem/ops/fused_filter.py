@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
-from bayesmem.ops.fused_noise import channel_noise, scalar_noise
+from bayesmem.ops.fused_gains import Evidence, dense_gates, dense_start, gains_of
 from bayesmem.ops.normalise import LOG_ZERO
 from bayesmem.ops.triton.device import LARGE_SHARED, limits
 from bayesmem.ops.validate import MEASURED
@@ -89,12 +89,7 @@ def filter_fused(
     A latent-input write is a measurement through zero keys, which says nothing: values go in whole, along a gain that
     is the write key.
     """
-    from bayesmem.ops import fused
-
-    (batch, length, _, key_dim), (heads, value_dim) = q.shape, v.shape[2:]
-    sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    size = chunk or chunk_size(q)
-    place = (cu_seqlens, batch, size)
+    (batch, length), (heads, value_dim) = q.shape[:2], v.shape[2:]
     wide: dict[str, Any] = {"dtype": torch.float32, "device": q.device}
 
     def row(x: Tensor) -> Tensor:
@@ -104,113 +99,68 @@ def filter_fused(
         return row(x.to(torch.float32))
 
     tensors = (q, k, v, obs_noise, log_decay, *_held(a), *(() if belief is None else (belief.mean, belief.cov)))
-    learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    q, k, v = row(q), row(k), row(v)
-    noise = torch.ones(batch * length, heads, **wide) if obs_noise is None else gate(obs_noise)
-    decay = torch.zeros(batch * length, heads, **wide) if log_decay is None else gate(log_decay).clamp(min=LOG_ZERO)
-    by_channel = decay.ndim == 3
-    prior = a.prior_var.float() if isinstance(a.prior_var, Tensor) else torch.full((heads,), float(a.prior_var), **wide)
-    start = None if belief is None else belief.mean.float().contiguous()
-    given = None if belief is None or belief.cov is None else belief.cov.float().contiguous()
-    want_var, want_evidence = "predictive_var" in outputs, not set(MEASURED).isdisjoint(outputs)
-    var = final_cov = None
-    stepwise = length == 1 and cu_seqlens is None and not learning and not by_channel
-    if a.write == "latent_input":
-        gain, innovation_var, k = k.repeat_interleave(heads // k.shape[1], 1), noise, torch.zeros_like(k)
-    elif a.covariance == "full":
-        retention, added = scalar_noise(a, decay, prior, gate)
-        if given is None:
-            given = torch.diag_embed(prior[:, None].expand(heads, key_dim)).expand(sequences, -1, -1, -1).contiguous()
-        elif stepwise:
-            given = given.clone()  # the step is in place, and a belief is the caller's
-        gates = (retention, added, noise)
-        floor = a.obs_noise_floor * prior
-        if stepwise:
-            mean = torch.zeros(batch, heads, key_dim, value_dim, **wide) if start is None else start.clone()
-            o, var, innovation_var, energy = fused.decode_op(
-                q, k, v, decay, *gates, floor, mean, given, None, "full", want_var, want_evidence
-            )
-            return _output(o, var, innovation_var, energy, Belief(mean, given), value_dim, (batch, 1, heads), outputs)
-        if not by_channel:
-            o, energy, final_mean, innovation_var, final_cov, var, *_ = fused.filter_op(
-                q, k, v, decay, *gates, floor, start, given, *place, want_var, want_evidence, learning
-            )
-            last = Belief(final_mean, final_cov)
-            return _output(o, var, innovation_var, energy, last, value_dim, (batch, length, heads), outputs)
-        query = q if want_var else None
-        gain, innovation_var, final_cov, var, _ = fused.covariance_op(k, query, *gates, floor, given, *place, learning)
-    elif a.covariance == "reset" and prior.ndim == 1:
-        gain, innovation_var = fused.constant_gain_op(k, noise, prior)
-        if want_var:
-            var = _reduced_var("reset", _wide(q, heads), _wide(k, heads), prior[:, None], noise, gain, innovation_var)
+    evidence = Evidence(
+        q=row(q),
+        k=row(k),
+        v=row(v),
+        decay=torch.zeros(batch * length, heads, **wide) if log_decay is None else gate(log_decay).clamp(min=LOG_ZERO),
+        noise=torch.ones(batch * length, heads, **wide) if obs_noise is None else gate(obs_noise),
+        prior=(a.prior_var if isinstance(a.prior_var, Tensor) else torch.full((heads,), a.prior_var, **wide)).float(),
+        gate=gate,
+        mean=None if belief is None else belief.mean.float().contiguous(),
+        cov=None if belief is None or belief.cov is None else belief.cov.float().contiguous(),
+        place=(cu_seqlens, batch, chunk or chunk_size(q)),
+        sequences=batch if cu_seqlens is None else cu_seqlens.shape[0] - 1,
+        want_var="predictive_var" in outputs,
+        want_energy=not set(MEASURED).isdisjoint(outputs),
+        learning=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors),
+    )
+    by_channel = evidence.decay.ndim == 3
+    if a.covariance != "full" or by_channel:
+        found = _by_gains(evidence, a)
+    elif length == 1 and cu_seqlens is None and not evidence.learning:
+        found = _one_token(evidence, a)
     else:
-        keys = _wide(k, heads)
-        if a.covariance != "reset":
-            mean_prior = prior if prior.ndim == 1 else prior.mean(-1)
-            noise = torch.maximum(noise, a.obs_noise_floor * mean_prior * keys.square().sum(-1))
-        if a.covariance == "isotropic":
-            if given is None:
-                given = mean_prior[:, None].expand(sequences, heads, 1).contiguous()
-            gates = (*channel_noise(a, decay, mean_prior, gate), noise)
-            predicted, final_cov = _isotropic_variances(keys, *gates, given, place)
-        elif a.covariance == "diagonal":
-            retention, added = channel_noise(a, decay, prior, gate)
-            if given is None:
-                given = (prior if prior.ndim == 2 else prior[:, None]).expand(sequences, heads, key_dim).contiguous()
-            predicted, final_cov = fused.diagonal_op(k, retention, added, noise, given, *place)
-        else:
-            constant = prior if a.covariance == "reset" else a.steady_var.float()  # type: ignore[union-attr]
-            predicted = constant if constant.ndim == 2 else constant[:, None]
-        cov_k = predicted * keys
-        innovation_var = (keys * cov_k).sum(-1) + noise
-        gain = cov_k / innovation_var[..., None]
-        if want_var:
-            var = _reduced_var(a.covariance, _wide(q, heads), keys, predicted, noise, gain, innovation_var)
-
-    mean_op = fused.channel_mean_op if by_channel else fused.mean_op
-    o, energy, final_mean, *_ = mean_op(q, k, v, gain, decay, start, *place, want_evidence)
-    last = Belief(final_mean, final_cov)
-    return _output(o, var, innovation_var, energy, last, value_dim, (batch, length, heads), outputs)
+        found = _dense(evidence, a)
+    return _output(*found, value_dim, (batch, length, heads), outputs)
 
 
-def _wide(x: Tensor, heads: int) -> Tensor:
-    """Streams ``[N, G, K]`` in float32, one a value head."""
-    return x.float().repeat_interleave(heads // x.shape[1], 1)
+# o, predictive variance, innovation variance, squared innovations, last belief.
+_Found = tuple[Tensor, Tensor | None, Tensor, Tensor, Belief]
 
 
-def _isotropic_variances(
-    keys: Tensor, retention: Tensor, added: Tensor, noise: Tensor, given: Tensor, place: tuple[Tensor | None, int, int]
-) -> tuple[Tensor, Tensor]:
-    """Predicted variances ``[N, H, 1]`` and final ones ``[S, H, 1]``.
-
-    Of retention and noise per channel the means count: of squares, and of variances.
-    """
+def _dense(e: Evidence, a: Assumptions) -> _Found:
     from bayesmem.ops import fused
 
-    keep, added = (x if x.ndim == 2 else x.mean(-1) for x in ((2 * retention).exp(), added))
-    power = keys.square().sum(-1)
-    predicted, final = fused.isotropic_op(keep, added, power, noise, given[..., 0], keys.shape[-1], *place)
-    return predicted[..., None], final[..., None]
+    gates, cov = dense_gates(e, a), dense_start(e)
+    wanted = (e.want_var, e.want_energy, e.learning)
+    o, energy, mean, innovation_var, cov, var, *_ = fused.filter_op(
+        e.q, e.k, e.v, e.decay, *gates, e.mean, cov, *e.place, *wanted
+    )
+    return o, var, innovation_var, energy, Belief(mean, cov)
 
 
-def _reduced_var(
-    covariance: str,
-    queries: Tensor,
-    keys: Tensor,
-    predicted: Tensor,
-    noise: Tensor,
-    gain: Tensor,
-    innovation_var: Tensor,
-) -> Tensor:
-    """Predictive variance after the update, of a carried diagonal or of the one-token posterior from a constant."""
-    if covariance == "diagonal":
-        posterior = predicted * noise[..., None] / (noise[..., None] + predicted * keys.square())
-        return (posterior * queries.square()).sum(-1)
-    if covariance == "isotropic":  # of K channels one is explained but for noise / innovation_var
-        left = (keys.shape[-1] - 1 + noise / innovation_var) / keys.shape[-1]
-        return predicted[..., 0] * left * queries.square().sum(-1)
-    explained = innovation_var * (gain * queries).sum(-1).square()
-    return ((predicted * queries.square()).sum(-1) - explained).clamp(min=0)
+def _one_token(e: Evidence, a: Assumptions) -> _Found:
+    """In place, on copies: a belief is the caller's."""
+    from bayesmem.ops import fused
+
+    size = (e.sequences, *e.v.shape[1:2], e.q.shape[-1], e.v.shape[-1])
+    mean = e.decay.new_zeros(size) if e.mean is None else e.mean.clone()
+    cov = dense_start(e) if e.cov is None else e.cov.clone()
+    wanted = (None, "full", e.want_var, e.want_energy)
+    o, var, innovation_var, energy = fused.decode_op(e.q, e.k, e.v, e.decay, *dense_gates(e, a), mean, cov, *wanted)
+    return o, var, innovation_var, energy, Belief(mean, cov)
+
+
+def _by_gains(e: Evidence, a: Assumptions) -> _Found:
+    """The mean under gains that are there before it."""
+    from bayesmem.ops import fused
+
+    gains = gains_of(e, a)
+    k = torch.zeros_like(e.k) if a.write == "latent_input" else e.k
+    mean_op = fused.channel_mean_op if e.decay.ndim == 3 else fused.mean_op
+    o, energy, mean, *_ = mean_op(e.q, k, e.v, gains.gain, e.decay, e.mean, *e.place, e.want_energy)
+    return o, gains.var, gains.innovation_var, energy, Belief(mean, gains.final_cov)
 
 
 def _held(a: Assumptions) -> tuple[Tensor | None, ...]:

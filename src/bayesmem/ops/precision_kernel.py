@@ -2,9 +2,9 @@
 
 Streams of 16 bits say no more than float32 does, and the memory M_t read through a wrong solution is wrong by M_t^T of
 its residual (information vectors are ``H_t M_t``): a true residual below ``BOUND`` of the query is far below what
-bfloat16 writes. A gradient's error is the residual's times what the precision spreads, hence the margin. Where float32
-does not get there at once, the residual is computed in float64 and solved for in turn; what does not get there then is
-solved in float64 altogether.
+bfloat16 or float16 write. A gradient's error is the residual's times what the precision spreads, hence the margin.
+Where float32 does not get there at once, the residual is computed in float64 and solved for in turn, for a solution in
+float64; what does not get there then is solved in float64 altogether.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from torch import Tensor
 from bayesmem.ops.fused_filter import MAX_VALUE_DIM, available, chunk_size
 from bayesmem.ops.normalise import LOG_ZERO
 from bayesmem.ops.problem import Problem
+from bayesmem.ops.triton.device import matmul_precision
 
 DEVICES = ("cuda",)  # tests add the CPU, where Triton interprets
 MAX_KEY_DIM = 128
@@ -36,9 +37,7 @@ def kernel_chunk(p: Problem) -> int | None:
         return None
     if key_dim > MAX_KEY_DIM or p.v.shape[-1] > MAX_VALUE_DIM:
         return None
-    if torch.get_float32_matmul_precision() != "highest":
-        return None
-    return CHUNK
+    return CHUNK if matmul_precision() == "highest" else None
 
 
 def kernel_solve(
@@ -51,7 +50,9 @@ def kernel_solve(
     limit: int,
     times: Callable[[Tensor], Tensor],
 ) -> Tensor | None:
-    """``H_t^{-1} rhs_t`` in float32, ``[M, C, K]``; ``None`` if a token's is not to be believed.
+    """``H_t^{-1} rhs_t``, ``[M, C, K]``; ``None`` if a token's is not to be believed.
+
+    Float32 where that was enough for all, else float64: rounded, a refined solution would have lost what it gained.
 
     Args:
         start: as of ``triton.precision_solve.solve_chunks``, as the next four.
@@ -71,20 +72,22 @@ def kernel_solve(
     solution, residual = solve(rhs)
     if bool((residual <= BOUND).all()):
         return solution
+    if not bool(residual.isfinite().all()):
+        return None
     right, refined = rhs.double(), solution.double()
     bound = BOUND * torch.linalg.vector_norm(right, dim=-1, keepdim=True)
     for left_over in reversed(range(REFINEMENTS + 1)):
         left = right - times(refined)
         open_ = ~(torch.linalg.vector_norm(left, dim=-1, keepdim=True) <= bound)
         if not bool(open_.any()):
-            return refined.float()
+            return refined
         if left_over:
             refined = refined + solve(left.where(open_, 0.0))[0]
     return None
 
 
-def kernel_write(q: Tensor, write_key: Tensor, v: Tensor, log_discount: Tensor, info: Tensor) -> tuple[Tensor, Tensor]:
-    """``additive_write``, arguments and results alike, by the mean pass in float32.
+def kernel_write(q: Tensor, write_key: Tensor, v: Tensor, log_discount: Tensor, info: Tensor) -> Tensor:
+    """Outputs of ``additive_write``, of the same arguments, by the mean pass in float32.
 
     Through keys of zeros nothing is measured: values go in whole, along a gain that is the write key.
     """
@@ -97,5 +100,5 @@ def kernel_write(q: Tensor, write_key: Tensor, v: Tensor, log_discount: Tensor, 
     decay = rows(log_discount)[..., 0].clamp(min=LOG_ZERO)
     streams = (query, torch.zeros_like(query), rows(v), rows(write_key), decay)
     place = (None, q.shape[0], chunk_size(q))
-    o, _, last, *_ = fused.mean_op(*streams, info.float().contiguous(), *place, False)
-    return o.unflatten(0, (q.shape[0], -1)).transpose(1, 2).to(v.dtype), last.to(v.dtype)
+    o, *_ = fused.mean_op(*streams, info.float().contiguous(), *place, False)
+    return o.unflatten(0, (q.shape[0], -1)).transpose(1, 2).to(v.dtype)

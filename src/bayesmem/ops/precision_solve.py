@@ -80,18 +80,22 @@ def solve_precision(
     return solution
 
 
-def last_precision(
+def last_information(
     k: Float[Tensor, "B H T K"],
+    v: Float[Tensor, "B H T V"],
     log_discount: Float[Tensor, "B H T 1"],
     floor: Float[Tensor, "H K"],
     obs_noise: Float[Tensor, "B H T"],
     initial_precision: Float[Tensor, "B H K K"],
-) -> Float[Tensor, "B H K K"]:
-    """The precision after the last token: one decayed sum."""
+    initial_info: Float[Tensor, "B H K V"],
+) -> tuple[Float[Tensor, "B H K K"], Float[Tensor, "B H K V"]]:
+    """The precision, and the information vectors, after the last token: decayed sums."""
     later = pad(log_discount[:, :, 1:], (0, 0, 0, 1)).flip(2).cumsum(2).flip(2)  # log Gamma_T / Gamma_s
     total = log_discount.sum(2)
-    written = (k * (later.exp() / obs_noise[..., None])).mT @ k
-    return total.exp()[..., None] * initial_precision + written + torch.diag_embed(-torch.expm1(total) * floor)
+    written = (k * (later.exp() / obs_noise[..., None])).mT
+    kept = total.exp()[..., None]
+    refill = torch.diag_embed(-torch.expm1(total) * floor)
+    return kept * initial_precision + written @ k + refill, kept * initial_info + written @ v
 
 
 def inverse_of(factor: Float[Tensor, "*rows K K"]) -> Float[Tensor, "*rows K K"]:
@@ -159,7 +163,7 @@ def _solve(precisions: _Precisions, rhs: Tensor, limit: int, given: _Given) -> T
 
 
 def _kernel_solve(precisions: _Precisions, rhs: Tensor, limit: int, given: _Given) -> Tensor | None:
-    """The same by the kernel, in float32; ``None`` where it does not get there."""
+    """The same by the kernel, in float32 or, refined, in float64; ``None`` where it does not get there."""
     p, size = precisions, precisions.k.shape[1]
 
     @cache
@@ -198,7 +202,7 @@ def _conjugate_gradients(times: Callable[[Tensor], Tensor], inverse: Tensor, rhs
 class _Solve(torch.autograd.Function):
     """``x_t = H_t^{-1} q_t``. With ``y_t = H_t^{-1} dL/dx_t``: ``dL/dq_t = y_t`` and ``dL/dH_t = -y_t x_t^T``.
 
-    In float32 where the kernel solves; from the first solve that it does not, in float64 as without it.
+    Precisions are float32 where the kernel solves; from the first solve that it does not, all is float64 as without it.
     """
 
     @staticmethod
@@ -245,7 +249,8 @@ class _Solve(torch.autograd.Function):
                 y = _solve(precisions, grad.to(given[0].dtype), ctx.limit, given)
             if not any(needed):
                 return None, None, y, *[None] * len(given)
-            x, weight = (cut(z.to(y.dtype), precisions.k.shape[1]).flatten(0, 2) for z in (solution, -y))
+            size, dtype = precisions.k.shape[1], precisions.k.dtype
+            x, weight = (cut(z.to(dtype), size).flatten(0, 2) for z in (solution, -y))
             with torch.enable_grad():
                 image = precisions.times(x)
             found = iter(torch.autograd.grad(image, [x for x in leaves if x.requires_grad], weight))

@@ -1,5 +1,7 @@
 """Conjugate gradients as a kernel against dense solves in float64, and the filter that takes it for 16-bit streams."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from bayesmem.ops import chunk, precision_kernel, precision_solve
 from bayesmem.ops.fused import solve_chunks
 from bayesmem.ops.precision_solve import solve_precision
+from bayesmem.ops.triton.device import matmul_precision
 from ops.cases import STREAMS, Case, Design, fields, make_case
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -80,6 +83,27 @@ def test_right_sides_of_any_size():
     scaled, residual, _ = solve_chunks(*(y.to(DEVICE) for y in (*given[:-1], given[-1] * sizes)), 64)
     assert residual.max() < 1e-4
     torch.testing.assert_close(scaled / sizes.to(DEVICE), x, rtol=1e-5, atol=1e-7)
+
+
+def test_what_float32_leaves_is_solved_for_in_turn(monkeypatch: pytest.MonkeyPatch):
+    given, dense = chunks(64, 64, "repeated keys")
+    dense, (start, since, refill, k, weight, rhs) = dense.to(DEVICE), (y.to(DEVICE) for y in given)
+    seen = []
+
+    def times(x: Tensor) -> Tensor:
+        seen.append(x)
+        return (dense @ x[..., None])[..., 0]
+
+    def solve() -> Tensor | None:
+        return precision_kernel.kernel_solve(start, since, refill, k, weight, rhs, 256, times)
+
+    monkeypatch.setattr(precision_kernel, "BOUND", 1e-6)
+    x = solve()
+    assert x is not None and x.dtype == torch.float64 and 2 <= len(seen) <= 4
+    assert ((rhs - times(x)).norm(dim=-1) <= 1e-6 * rhs.norm(dim=-1)).all()
+    assert (x - torch.linalg.solve(dense, rhs.double())).norm() <= 1e-5 * x.norm()
+    monkeypatch.setattr(precision_kernel, "REFINEMENTS", 0)
+    assert solve() is None
 
 
 def test_at_the_limit_the_residual_says_so():
@@ -247,12 +271,24 @@ def test_neither_wide_keys_nor_rounded_products_nor_evidence(monkeypatch: pytest
     prepared(torch.bfloat16, length=2, key_dim=129, heads=1).run("chunk", outputs=())
     case = prepared(torch.bfloat16, length=9)
     case.run("chunk", outputs=("log_evidence",))
-    torch.set_float32_matmul_precision("high")
-    case.run("chunk", outputs=())
-    torch.set_float32_matmul_precision("highest")
+    with monkeypatch.context() as rounded:
+        rounded.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+        case.run("chunk", outputs=())
     assert believed == []
     case.run("chunk", outputs=())
     assert believed == [True]
+
+
+def test_how_products_are_rounded_is_known_by_either_setting(monkeypatch: pytest.MonkeyPatch):
+    assert matmul_precision() == "highest"
+
+    def refuses() -> str:
+        raise RuntimeError("PyTorch is checking whether allow_tf32 is used with fp32_precision")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    for setting, known in (("ieee", "highest"), ("none", "highest"), ("tf32", "high")):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=setting))
+        assert matmul_precision() == known
 
 
 def test_a_cpu_takes_no_kernel_unasked(monkeypatch: pytest.MonkeyPatch):

@@ -57,9 +57,9 @@ def filter_op(
         keep: whether a backward pass may follow.
 
     Returns:
-        o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]``, final mean, innovation variance ``[N, H]``, final covariance,
-        predictive variance ``[N, H]`` (both empty where not asked for); and, for the backward pass, the gain, the
-        covariance before every chunk, and the last six of ``mean_op``.
+        o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (empty where not asked for), final mean, innovation variance
+        ``[N, H]``, final covariance, predictive variance ``[N, H]`` (likewise); and, for the backward pass, the gain,
+        the covariance before every chunk, and the last six of ``mean_op``.
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     heads, gates = v.shape[1], (log_retention, process_noise, obs_noise, floor)
@@ -107,6 +107,7 @@ def _gradient(ctx, do, d_energy, d_final_mean, d_innovation_var, d_final_cov, dv
     do = torch.zeros_like(v) if do is None else do.contiguous()
     saved = (q, k, v, gain, log_decay, *ctx.saved_tensors[13:], *place)
     dq, dk, dv, dgain, d_decay, d_mean = mean_backward_op(do, whole(d_energy), whole(d_final_mean), *saved)
+    dvar = dvar if dvar is not None and dvar.numel() else None  # of what was not asked for
     query = None if dvar is None else q
     kept = (gain, innovation_var, final_cov, checkpoints, k, query, *gates, *place)
     more_k, more_q, *d_gates, d_cov = covariance_backward_op(

@@ -283,9 +283,10 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
                                           int steps_a_chunk, int begin, int most) {
   SHARED_MEMORY(Shared, s);
   const int bh = BLOCK / CLUSTER, sequence = bh / H, head = bh % H;
-  // Of every sequence `most` tokens from `begin`, which is a whole chunk.
+  // Of every sequence `most` tokens from `begin`, a multiple of a chunk.
   const long long start = seq_start[sequence] + begin;
-  const int left = seq_start[sequence + 1] - (int)start, length = left < 0 ? 0 : left < most ? left : most;
+  const int remaining = seq_start[sequence + 1] - (int)start;
+  const int length = remaining < 0 ? 0 : remaining < most ? remaining : most;
   const int chunk = chunk_first[sequence] + (steps_a_chunk ? begin / (16 * steps_a_chunk) : 0);
   const long long gates = start * H + head;
   if (CLUSTER > 1) sync_all();  // all blocks have begun: their shared memory is there

@@ -30,3 +30,11 @@ def limits(device: torch.device) -> Device:
     found = torch.cuda.get_device_properties(device)
     shared = found.shared_memory_per_block_optin  # type: ignore[attr-defined]
     return Device((found.major, found.minor), found.multi_processor_count, shared)
+
+
+def matmul_precision() -> str:
+    """Of float32 matrix products, ``highest`` if they are whole; whichever of torch's two settings was used."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer one, fp32_precision, was; this getter then refuses
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"

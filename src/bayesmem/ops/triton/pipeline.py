@@ -6,7 +6,7 @@ few pieces of the same chunks each: the covariance goes through them on a stream
 and the mean pass follows on the caller's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -71,27 +71,37 @@ def pipelined_forward(
     """
     pieces = pieces_of(spans, parts)
     launch, (*outputs, final) = covariance_launcher(k, *gates, initial_cov, spans, True, keep)
-    if k.device.type != "cuda":
-        for piece in pieces:
-            launch(piece)
-        filtered: Iterator[Piece] = iter(pieces)
-    else:
-        own, beside = torch.cuda.current_stream(k.device), _stream(k.device)
-        beside.wait_stream(own)
-        done = []
-        with torch.cuda.stream(beside):
-            for piece in pieces:
-                launch(piece)
-                done.append(beside.record_event())
-        filtered = _followed(pieces, done, own)
-    mean = mean_forward(q, k, v, outputs[0], log_decay, initial_mean, spans, want_energy, prec, pieces=filtered)
+    gpu = k.device.type == "cuda"
+    try:
+        done = _launched(pieces, launch, k.device) if gpu else [launch(piece) for piece in pieces]
+        mean = mean_forward(
+            q, k, v, outputs[0], log_decay, initial_mean, spans, want_energy, prec, pieces=_followed(pieces, done)
+        )
+    except BaseException:
+        if gpu:  # what the other stream still fills is about to be given back
+            torch.cuda.current_stream(k.device).wait_stream(_stream(k.device))
+        raise
     return (*outputs, 0.5 * (final + final.mT)), mean
 
 
-def _followed(pieces: Sequence[Piece], done: Sequence[torch.cuda.Event], stream: torch.cuda.Stream) -> Iterator[Piece]:
-    """The pieces, each once ``stream`` waits for its covariance."""
+def _launched(
+    pieces: Sequence[Piece], launch: Callable[[Piece], None], device: torch.device
+) -> list[torch.cuda.Event | None]:
+    """The covariance of all pieces on a stream of its own, with what says that each is done."""
+    beside, done = _stream(device), []
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        for piece in pieces:
+            launch(piece)
+            done.append(beside.record_event())
+    return done
+
+
+def _followed(pieces: Sequence[Piece], done: Sequence[torch.cuda.Event | None]) -> Iterator[Piece]:
+    """The pieces, each once the caller's stream waits for its covariance."""
     for piece, event in zip(pieces, done, strict=True):
-        stream.wait_event(event)
+        if event is not None:
+            torch.cuda.current_stream(event.device).wait_event(event)
         yield piece
 
 

@@ -7,7 +7,8 @@ once. The diagonal of a token's own H_t preconditions. A right side is scaled to
 square of it underflows; one of zeros is done at once.
 
 The residual that the iteration carries does not know what float32 has rounded off. At the end the true one, b_t - H_t
-x_t, is computed and its norm returned: whether to believe x is the caller's choice.
+x_t with the H_t of these float32 arguments, is computed and its norm returned: whether to believe x is the caller's
+choice.
 """
 
 from typing import Any, no_type_check

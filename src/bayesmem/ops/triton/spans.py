@@ -88,7 +88,7 @@ class Piece:
         return spans.chunks if self.order is None else self.order.shape[0]
 
 
-WHOLE = Piece(0, 2**24, None)
+WHOLE = Piece(0, 2**24, None)  # chunks; of 64 tokens these are 2^30, which an int32 holds
 
 
 def pieces_of(spans: Spans, parts: int) -> tuple[Piece, ...]:
@@ -104,9 +104,10 @@ def _pieces(
     size = max(-(-max(counts) // parts), 1)
     places = torch.cat([torch.arange(count) for count in counts])
     # Chunks made room for are in the last piece.
-    part = torch.full((chunks,), (max(counts) - 1) // size)
+    last = max(max(counts) - 1, 0) // size
+    part = torch.full((chunks,), last)
     part[: len(places)] = places // size
-    orders = [torch.nonzero(part == now)[:, 0].to(torch.int32).to(device) for now in range(int(part.max()) + 1)]
+    orders = [torch.nonzero(part == now)[:, 0].int().to(device, non_blocking=True) for now in range(last + 1)]
     return tuple(Piece(now * size, size, order) for now, order in enumerate(orders))
 
 

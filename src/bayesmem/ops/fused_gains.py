@@ -1,0 +1,168 @@
+"""Evidence as the kernels take it, one row of all tokens with gates in float32, and gains that come before the mean."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bayesmem.ops.assumptions import Assumptions
+from bayesmem.ops.fused_noise import channel_noise, scalar_noise
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """N tokens of all sequences in one row.
+
+    Attributes:
+        q: queries ``[N, G, K]``.
+        k: keys ``[N, G, K]``.
+        v: values ``[N, H, V]``.
+        decay: log decay of the mean, ``[N, H]`` or ``[N, H, K]``.
+        noise: observation noise variance, ``[N, H]``.
+        prior: prior variance, ``[H]`` or ``[H, K]``.
+        gate: brings a tensor ``[B, T, ...]`` of the assumptions into the row.
+        mean: initial ones, ``[S, H, K, V]``; ``None`` is zero.
+        cov: initial ones, as the structure carries them; ``None`` is the prior.
+        place: offsets of packed sequences or ``None``, else sequences of equal length, and tokens a chunk.
+        sequences: S.
+        want_var: whether the predictive variance is asked for.
+        want_energy: whether the squared innovations are asked for.
+        learning: whether a backward pass may follow.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    decay: Tensor
+    noise: Tensor
+    prior: Tensor
+    gate: Callable[[Tensor], Tensor]
+    mean: Tensor | None
+    cov: Tensor | None
+    place: tuple[Tensor | None, int, int]
+    sequences: int
+    want_var: bool
+    want_energy: bool
+    learning: bool
+
+
+class FusedGains(NamedTuple):
+    """What the mean is written along.
+
+    Attributes:
+        gain: ``[N, H, K]``.
+        innovation_var: ``[N, H]``.
+        var: predictive variance ``[N, H]``, where asked for.
+        final_cov: after the last token, where one is carried.
+    """
+
+    gain: Tensor
+    innovation_var: Tensor
+    var: Tensor | None = None
+    final_cov: Tensor | None = None
+
+
+def dense_start(e: Evidence) -> Tensor:
+    """The full covariance before the first token, ``[S, H, K, K]``."""
+    if e.cov is not None:
+        return e.cov
+    prior = torch.diag_embed(e.prior[:, None].expand(-1, e.k.shape[-1]))
+    return prior.expand(e.sequences, -1, -1, -1).contiguous()
+
+
+def dense_gates(e: Evidence, a: Assumptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log retention, process noise and observation noise ``[N, H]``, and the floor ``[H]``, of a full covariance."""
+    return *scalar_noise(a, e.decay, e.prior, e.gate), e.noise, a.obs_noise_floor * e.prior
+
+
+def gains_of(e: Evidence, a: Assumptions) -> FusedGains:
+    """Gains of any structure, without the mean; a latent-input write's are its keys."""
+    from bayesmem.ops import fused
+
+    heads = e.v.shape[1]
+    if a.write == "latent_input":
+        return FusedGains(e.k.repeat_interleave(heads // e.k.shape[1], 1), e.noise)
+    if a.covariance == "full":
+        query = e.q if e.want_var else None
+        passed = fused.covariance_op(e.k, query, *dense_gates(e, a), dense_start(e), *e.place, e.learning)
+        gain, innovation_var, final_cov, var, _ = passed
+        return FusedGains(gain, innovation_var, var, final_cov)
+    if a.covariance == "reset" and e.prior.ndim == 1:
+        gain, innovation_var = fused.constant_gain_op(e.k, e.noise, e.prior)
+        if not e.want_var:
+            return FusedGains(gain, innovation_var)
+        given = (_wide(e.k, heads), e.prior[:, None], e.noise, gain, innovation_var)
+        return FusedGains(gain, innovation_var, _reduced_var("reset", _wide(e.q, heads), *given))
+    return _elementwise(e, a)
+
+
+def _elementwise(e: Evidence, a: Assumptions) -> FusedGains:
+    """Of a variance a channel, or one for all: carried, or constant."""
+    from bayesmem.ops import fused
+
+    heads, prior, noise, final_cov = e.v.shape[1], e.prior, e.noise, None
+    keys = _wide(e.k, heads)
+    if a.covariance != "reset":
+        mean_prior = prior if prior.ndim == 1 else prior.mean(-1)
+        noise = torch.maximum(noise, a.obs_noise_floor * mean_prior * keys.square().sum(-1))
+    if a.covariance == "isotropic":
+        start = mean_prior[:, None].expand(e.sequences, heads, 1).contiguous() if e.cov is None else e.cov
+        gates = (*channel_noise(a, e.decay, mean_prior, e.gate), noise)
+        predicted, final_cov = _isotropic_variances(keys, *gates, start, e.place)
+    elif a.covariance == "diagonal":
+        wide = (prior if prior.ndim == 2 else prior[:, None]).expand(e.sequences, heads, keys.shape[-1])
+        start = wide.contiguous() if e.cov is None else e.cov
+        gates = (*channel_noise(a, e.decay, prior, e.gate), noise)
+        predicted, final_cov = fused.diagonal_op(e.k, *gates, start, *e.place)
+    else:
+        constant = prior if a.covariance == "reset" else a.steady_var.float()  # type: ignore[union-attr]
+        predicted = constant if constant.ndim == 2 else constant[:, None]
+    cov_k = predicted * keys
+    innovation_var = (keys * cov_k).sum(-1) + noise
+    gain, var = cov_k / innovation_var[..., None], None
+    if e.want_var:
+        given = (keys, predicted, noise, gain, innovation_var)
+        var = _reduced_var(a.covariance, _wide(e.q, heads), *given)
+    return FusedGains(gain, innovation_var, var, final_cov)
+
+
+def _wide(x: Tensor, heads: int) -> Tensor:
+    """Streams ``[N, G, K]`` in float32, one a value head."""
+    return x.float().repeat_interleave(heads // x.shape[1], 1)
+
+
+def _isotropic_variances(
+    keys: Tensor, retention: Tensor, added: Tensor, noise: Tensor, given: Tensor, place: tuple[Tensor | None, int, int]
+) -> tuple[Tensor, Tensor]:
+    """Predicted variances ``[N, H, 1]`` and final ones ``[S, H, 1]``.
+
+    Of retention and noise per channel the means count: of squares, and of variances.
+    """
+    from bayesmem.ops import fused
+
+    keep, added = (x if x.ndim == 2 else x.mean(-1) for x in ((2 * retention).exp(), added))
+    power = keys.square().sum(-1)
+    predicted, final = fused.isotropic_op(keep, added, power, noise, given[..., 0], keys.shape[-1], *place)
+    return predicted[..., None], final[..., None]
+
+
+def _reduced_var(
+    covariance: str,
+    queries: Tensor,
+    keys: Tensor,
+    predicted: Tensor,
+    noise: Tensor,
+    gain: Tensor,
+    innovation_var: Tensor,
+) -> Tensor:
+    """Predictive variance after the update, of a carried diagonal or of the one-token posterior from a constant."""
+    if covariance == "diagonal":
+        posterior = predicted * noise[..., None] / (noise[..., None] + predicted * keys.square())
+        return (posterior * queries.square()).sum(-1)
+    if covariance == "isotropic":  # of K channels one is explained but for noise / innovation_var
+        left = (keys.shape[-1] - 1 + noise / innovation_var) / keys.shape[-1]
+        return predicted[..., 0] * left * queries.square().sum(-1)
+    explained = innovation_var * (gain * queries).sum(-1).square()
+    return ((predicted * queries.square()).sum(-1) - explained).clamp(min=0)
