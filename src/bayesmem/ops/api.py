@@ -70,8 +70,8 @@ def bayesian_filter(
         outputs: any of ``"predictive_var"``, ``"log_evidence"``, ``"innovation_var"``, ``"innovation_energy"``,
             ``"final_belief"``.
         backend: ``auto`` (the kernels on a GPU for what they know; else chunk; recurrent for one token or
-            under ``dof``), ``recurrent``, ``chunk`` (PyTorch, but for log-linear mixing of 16-bit streams on a GPU, whose
-            reads a kernel solves), ``triton``, or a ``Backend`` with settings.
+            under ``dof``), ``recurrent``, ``chunk`` (PyTorch, but for log-linear mixing of 16-bit streams on a GPU,
+            whose reads a kernel solves), ``triton``, or a ``Backend`` with settings.
         validate: whether to read the values for NaN and wrong signs; default: on a CPU only,
             since on a GPU it waits for the device.
 
