@@ -74,9 +74,8 @@ def pipelined_forward(
     gpu = k.device.type == "cuda"
     try:
         done = _launched(pieces, launch, k.device) if gpu else [launch(piece) for piece in pieces]
-        mean = mean_forward(
-            q, k, v, outputs[0], log_decay, initial_mean, spans, want_energy, prec, pieces=_followed(pieces, done)
-        )
+        filtered = _followed(pieces, done, k.device)
+        mean = mean_forward(q, k, v, outputs[0], log_decay, initial_mean, spans, want_energy, prec, pieces=filtered)
     except BaseException:
         if gpu:  # what the other stream still fills is about to be given back
             torch.cuda.current_stream(k.device).wait_stream(_stream(k.device))
@@ -97,11 +96,13 @@ def _launched(
     return done
 
 
-def _followed(pieces: Sequence[Piece], done: Sequence[torch.cuda.Event | None]) -> Iterator[Piece]:
+def _followed(
+    pieces: Sequence[Piece], done: Sequence[torch.cuda.Event | None], device: torch.device
+) -> Iterator[Piece]:
     """The pieces, each once the caller's stream waits for its covariance."""
     for piece, event in zip(pieces, done, strict=True):
         if event is not None:
-            torch.cuda.current_stream(event.device).wait_event(event)
+            torch.cuda.current_stream(device).wait_event(event)
         yield piece
 
 
