@@ -76,13 +76,13 @@ def kernel_solve(
         return None
     right, refined = rhs.double(), solution.double()
     bound = BOUND * torch.linalg.vector_norm(right, dim=-1, keepdim=True)
-    for left_over in reversed(range(REFINEMENTS + 1)):
+    for more in reversed(range(REFINEMENTS + 1)):
         left = right - times(refined)
-        open_ = ~(torch.linalg.vector_norm(left, dim=-1, keepdim=True) <= bound)
-        if not bool(open_.any()):
+        unsolved = ~(torch.linalg.vector_norm(left, dim=-1, keepdim=True) <= bound)
+        if not bool(unsolved.any()):
             return refined
-        if left_over:
-            refined = refined + solve(left.where(open_, 0.0))[0]
+        if more:
+            refined = refined + solve(left.where(unsolved, 0.0))[0]
     return None
 
 

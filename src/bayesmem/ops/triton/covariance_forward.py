@@ -161,9 +161,9 @@ def covariance_launcher(
     cuda: bool | int = True,
     keep: bool = True,
 ) -> tuple[Callable[[Piece], None], tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """What launches the kernel over a piece, for the pieces in their order, and what that fills; see below.
+    """What launches the kernel over a piece, pieces in their order, and what it fills; as of ``covariance_forward``.
 
-    The last one, the covariance after the piece, is symmetric but for rounding.
+    The last of these, the covariance after the piece, is symmetric but for rounding.
     """
     (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
     gain = k.new_empty(count, heads, key_dim, dtype=torch.float32)

@@ -1,9 +1,9 @@
 """The covariance pass and the mean pass side by side: the mean of one piece beside the covariance of the next.
 
 The covariance is a chain that keeps one multiprocessor busy a sequence and head; the mean pass waits for nothing but
-its gains, and is mostly parallel. Where half of the multiprocessors or more would stand idle, sequences are cut into a
-few pieces of the same chunks each: the covariance goes through them on a stream of its own, which is scheduled first,
-and the mean pass follows on the caller's.
+its gains, and is mostly parallel. Where half of the multiprocessors or more would stand idle, and there is work enough
+to repay the launches, sequences are cut into a few pieces of the same chunks each: the covariance goes through them on
+a stream of its own, which is scheduled first, and the mean pass follows on the caller's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
