@@ -1,4 +1,4 @@
-"""The filter's forward by the pieces that its covariance and mean go through side by side.
+"""The filter's forward by the number of pieces that its covariance and mean go through side by side.
 
     python benchmarks/pipeline.py FILE
 
@@ -21,7 +21,7 @@ from bayesmem.ops.fused import filter as fused_filter
 from bayesmem.report.records import Records
 
 SIZES = ((8, 4096), (2, 4096), (1, 4096), (8, 8192), (8, 2048))
-SHARES = ((1,), (1, 1), (2, 1), (3, 1), (4, 2, 1), (1, 1, 1, 1), (8, 4, 2, 1))  # relative lengths of the pieces
+PARTS = (1, 2, 3, 4, 8)
 HEADS, SIZE = 8, 128
 
 
@@ -66,12 +66,12 @@ def main() -> None:
     with torch.no_grad():
         for batch, length in SIZES:
             x = inputs(batch, length)
-            for shares in SHARES:
-                fused_filter.shares_of = lambda *_, shares=shares: shares  # type: ignore[misc]
+            for parts in PARTS:
+                fused_filter.parts_of = lambda *_, parts=parts: parts  # type: ignore[misc]
                 figures = times(x)
                 shape = {"B": batch, "T": length, "H": HEADS, "K": SIZE, "V": SIZE}
-                records.add("pipeline", "forward", shape | {"shares": shares, "seed": 0}, figures)
-                print(shape, shares, figures, flush=True)
+                records.add("pipeline", "forward", shape | {"parts": parts, "seed": 0}, figures)
+                print(shape, parts, figures, flush=True)
 
 
 if __name__ == "__main__":

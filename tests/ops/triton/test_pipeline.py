@@ -15,15 +15,12 @@ FULL = Design("full", "prior_mixing")
 PACKED = torch.tensor([0, 1, 16, 35, 83])
 
 
-@pytest.mark.parametrize(
-    ("shares", "counts"),
-    [((1,), [3]), ((1, 1), [2, 1]), ((1, 2), [1, 2]), ((1,) * 3, [1] * 3), ((1,) * 7, [1] * 3), ((4, 2, 1), [2, 1])],
-)
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
 @pytest.mark.parametrize("room", [0, 11])
-def test_pieces_hold_every_chunk_once(shares, counts, room):
+def test_pieces_hold_every_chunk_once(parts, room):
     spans = spans_of(tuple(PACKED.tolist()), CHUNK, DEVICE, room=room)
-    pieces = pieces_of(spans, shares)
-    assert [piece.count for piece in pieces] == counts  # of the longest sequence's three chunks
+    pieces = pieces_of(spans, parts)
+    assert len(pieces) == min(parts, 3)  # of the longest sequence's three chunks
     chunks = torch.cat([piece.order for piece in pieces]).tolist()
     assert sorted(chunks) == list(range(spans.chunks))
     assert spans.chunks == max(7, room)
@@ -35,11 +32,9 @@ def test_pieces_hold_every_chunk_once(shares, counts, room):
         begin += piece.count
 
 
-@pytest.mark.parametrize(
-    ("packed", "shares"), [(False, (1, 1, 1)), (True, (2, 1))], ids=["dense, three", "packed, two"]
-)
-def test_the_filter_in_pieces_is_the_float64_form_and_its_gradients(monkeypatch, packed, shares):
-    monkeypatch.setattr("bayesmem.ops.fused.filter.shares_of", lambda *_: shares)
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_the_filter_in_pieces_is_the_float64_form_and_its_gradients(monkeypatch, packed):
+    monkeypatch.setattr("bayesmem.ops.fused.filter.parts_of", lambda *_: 3)
     sizes = {"batch": 1, "length": 83, "rows": 4} if packed else {"batch": 2, "length": 45}
     case = prepared(FULL, torch.float32, heads=2, groups=1, key_dim=7, value_dim=5, **sizes)
     assert_filters(case, torch.float32, PACKED if packed else None)
@@ -49,18 +44,18 @@ def test_pieces_are_taken_where_multiprocessors_would_stand_idle(monkeypatch):
     monkeypatch.setattr(pipeline, "chosen_cluster", lambda _: 1)
     monkeypatch.setattr(pipeline, "limits", lambda _: Device((9, 0), 132, 232448))
 
-    def shares(sequences: int, length: int, heads: int = 8) -> tuple[int, ...]:
+    def parts(sequences: int, length: int, heads: int = 8) -> int:
         k = torch.empty(sequences * length, heads, 8, device="meta")
         bounds = tuple(range(0, sequences * length + 1, length))
         k = torch.Tensor.as_subclass(k, _OnGpu)
-        return pipeline.shares_of(k, heads, spans_of(bounds, 64, torch.device("cpu")))
+        return pipeline.parts_of(k, heads, spans_of(bounds, 64, torch.device("cpu")))
 
-    assert shares(8, 16384) == shares(4, 8192) == (4, 2, 1)
-    assert shares(32, 8192) == (1,)  # every multiprocessor has a chain
-    assert shares(8, 4096) == (2, 1) and shares(8, 4090) == (1,)
-    assert shares(2, 8192) == (1,)  # the host would be longer about it than the device
+    assert parts(8, 16384) == parts(4, 8192) == pipeline.PARTS
+    assert parts(32, 8192) == 1  # every multiprocessor has a chain
+    assert parts(8, 4096) == 2 and parts(8, 4090) == 1
+    assert parts(2, 8192) == 1  # the host would be longer about it than the device
     monkeypatch.setattr(pipeline, "chosen_cluster", lambda _: None)
-    assert shares(8, 8192) == (1,)  # the Triton chain is too slow to be worth it
+    assert parts(8, 8192) == 1  # the Triton chain is too slow to be worth it
 
 
 class _OnGpu(torch.Tensor):

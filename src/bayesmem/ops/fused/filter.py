@@ -11,7 +11,7 @@ from bayesmem.ops.fused.mean import mean_backward_op, mean_op, run_mean
 from bayesmem.ops.fused.tables import precision_of, spans_at, whole
 from bayesmem.ops.triton.covariance_segments import forward_segments
 from bayesmem.ops.triton.mean_chain import mean_segments
-from bayesmem.ops.triton.pipeline import shares_of, pipelined_forward
+from bayesmem.ops.triton.pipeline import parts_of, pipelined_forward
 from bayesmem.ops.triton.variance import variance_forward
 
 
@@ -63,8 +63,8 @@ def filter_op(
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     heads, gates = v.shape[1], (log_retention, process_noise, obs_noise, floor)
-    shares = shares_of(k, heads, spans)
-    if len(shares) == 1 or forward_segments(k, heads, spans) or mean_segments(k, heads, spans):
+    parts = parts_of(k, heads, spans)
+    if parts == 1 or forward_segments(k, heads, spans) or mean_segments(k, heads, spans):
         place = (cu_seqlens, batch, chunk)
         query = q if want_var else None
         gain, innovation_var, final_cov, var, checkpoints = run_covariance(k, query, *gates, initial_cov, *place, keep)
@@ -72,7 +72,7 @@ def filter_op(
         return o, energy, final_mean, innovation_var, final_cov, var, gain, checkpoints, *saved  # type: ignore[return-value]
     kept, prec = keep or want_var, precision_of(q)
     covariance, mean = pipelined_forward(
-        q, k, v, log_decay, gates, initial_mean, initial_cov, spans, kept, want_energy, prec, shares
+        q, k, v, log_decay, gates, initial_mean, initial_cov, spans, kept, want_energy, prec, parts
     )
     gain, innovation_var, checkpoints, final_cov = covariance
     o, measured, final_mean, (written, *saved) = mean

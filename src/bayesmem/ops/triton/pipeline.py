@@ -3,9 +3,7 @@
 The covariance is a chain that keeps one multiprocessor busy a sequence and head; the mean pass waits for nothing but
 its gains, and is mostly parallel. Where half of the multiprocessors or more would stand idle, and there is work enough
 to repay the launches, sequences are cut into a few pieces of the same chunks each: the covariance goes through them on
-a stream of its own, which is scheduled first, and the mean pass follows on the caller's. What no covariance is left to
-hide is the mean of the last piece, so pieces become shorter; half as long each, since the mean takes less than half the
-covariance's time.
+a stream of its own, which is scheduled first, and the mean pass follows on the caller's.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,22 +19,21 @@ from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.mean_forward import mean_forward
 from bayesmem.ops.triton.spans import Piece, Spans, pieces_of
 
-MOST = 3  # pieces
-# Every piece costs the host some .2 ms of launches, so there must be tokens for it, and all of them work for the device
+PARTS = 4
+# Every piece costs the host some .2 ms of launches, so it must have tokens, and all of them work for the device
 # (docs/notes/003-kernels.md).
-LEAST_TOKENS, LEAST_WORK = 2048, 2**18  # tokens for each piece; tokens times heads of all
+LEAST_TOKENS, LEAST_WORK = 2048, 2**18  # tokens a piece; tokens times heads of all
 
 
-def shares_of(k: Tensor, heads: int, spans: Spans) -> tuple[int, ...]:
-    """Pieces to cut the sequences into, by their relative lengths; one where more are no help."""
-    whole = (1,)
+def parts_of(k: Tensor, heads: int, spans: Spans) -> int:
+    """Pieces to cut the sequences into: 1 where that is no help."""
     if k.device.type != "cuda" or len(k) * heads < LEAST_WORK:
-        return whole
+        return 1
     cluster = chosen_cluster(k)
     if cluster is None or 2 * cluster * heads * spans.sequences > limits(k.device).processors:
-        return whole
+        return 1
     longest = max(stop - start for start, stop in pairwise(spans.bounds))
-    return tuple(2**left for left in reversed(range(max(min(MOST, longest // LEAST_TOKENS), 1))))
+    return max(min(PARTS, longest // LEAST_TOKENS), 1)
 
 
 def pipelined_forward(
@@ -51,9 +48,9 @@ def pipelined_forward(
     keep: bool,
     want_energy: bool,
     prec: str,
-    shares: tuple[int, ...],
+    parts: int,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]]:
-    """``covariance_forward`` and ``mean_forward`` under its gains, in pieces of these ``shares``.
+    """``covariance_forward`` and ``mean_forward`` under its gains, in ``parts`` pieces.
 
     Args:
         q: as of ``mean_forward``, as k, v, log_decay, initial_mean, want_energy and prec.
@@ -67,12 +64,12 @@ def pipelined_forward(
         keep: whether the covariance before every chunk is kept.
         want_energy: whether the squared innovations are asked for.
         prec: of the mean's products.
-        shares: as of ``pieces_of``; sequences are such that neither pass cuts them into segments.
+        parts: pieces at most; of sequences that neither pass cuts into segments.
 
     Returns:
         What ``covariance_forward`` returns, and what ``mean_forward`` does.
     """
-    pieces = pieces_of(spans, shares)
+    pieces = pieces_of(spans, parts)
     launch, (*outputs, final) = covariance_launcher(k, *gates, initial_cov, spans, True, keep)
     gpu = k.device.type == "cuda"
     try:

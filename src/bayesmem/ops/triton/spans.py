@@ -6,7 +6,7 @@ tokens, without a copy. A chunk never crosses the end of its sequence, so the la
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from jaxtyping import Int
@@ -91,29 +91,24 @@ class Piece:
 WHOLE = Piece(0, 2**24, None)  # chunks; of 64 tokens these are 2^30, which an int32 holds
 
 
-def pieces_of(spans: Spans, shares: tuple[int, ...]) -> tuple[Piece, ...]:
-    """Pieces, one after the other, kept from call to call.
-
-    Args:
-        spans: what is cut.
-        shares: of the longest sequence, one a piece, in any unit; pieces that would hold no chunk are left out.
-    """
-    return _pieces(spans.bounds, spans.chunk_size, spans.chunks, spans.seq_start.device, shares)
+def pieces_of(spans: Spans, parts: int) -> tuple[Piece, ...]:
+    """At most ``parts`` pieces, one after the other, kept from call to call."""
+    return _pieces(spans.bounds, spans.chunk_size, spans.chunks, spans.seq_start.device, parts)
 
 
 @lru_cache(maxsize=64)
 def _pieces(
-    bounds: tuple[int, ...], chunk_size: int, chunks: int, device: torch.device, shares: tuple[int, ...]
+    bounds: tuple[int, ...], chunk_size: int, chunks: int, device: torch.device, parts: int
 ) -> tuple[Piece, ...]:
     counts = [-(-(stop - start) // chunk_size) for start, stop in pairwise(bounds)]
-    longest = max(*counts, 1)
-    ends = sorted({-(-longest * done // sum(shares)) for done in accumulate(shares, initial=0)})
+    size = max(-(-max(counts) // parts), 1)
     places = torch.cat([torch.arange(count) for count in counts])
     # Chunks made room for are in the last piece.
-    part = torch.full((chunks,), len(ends) - 2)
-    part[: len(places)] = torch.bucketize(places, torch.tensor(ends[1:-1]), right=True)
-    orders = [torch.nonzero(part == now)[:, 0].int().to(device, non_blocking=True) for now in range(len(ends) - 1)]
-    return tuple(Piece(begin, end - begin, order) for (begin, end), order in zip(pairwise(ends), orders, strict=True))
+    last = max(max(counts) - 1, 0) // size
+    part = torch.full((chunks,), last)
+    part[: len(places)] = places // size
+    orders = [torch.nonzero(part == now)[:, 0].int().to(device, non_blocking=True) for now in range(last + 1)]
+    return tuple(Piece(now * size, size, order) for now, order in enumerate(orders))
 
 
 @lru_cache(maxsize=64)
