@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor
 
+from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import chunk_count, grouped, precision_of, spans_at, whole
 from bayesmem.ops.triton.channel_backward import channel_backward
 from bayesmem.ops.triton.channel_forward import channel_forward
 
 
-@torch.library.custom_op("bayesmem::channel_mean_pass", mutates_args=())
+@operator("bayesmem::channel_mean_pass")
 def channel_mean_op(
     q: Tensor,
     k: Tensor,
@@ -59,7 +60,7 @@ def _(q, k, v, gain, log_decay, initial_mean, cu_seqlens, batch, chunk, want_ene
     return torch.empty_like(v), energy, final_mean, solve, torch.empty_like(solve), torch.empty_like(v), means
 
 
-@torch.library.custom_op("bayesmem::channel_mean_pass_backward", mutates_args=())
+@operator("bayesmem::channel_mean_pass_backward")
 def _channel_backward_op(
     do: Tensor,
     d_energy: Tensor | None,
@@ -108,4 +109,4 @@ def _channel_gradient(ctx, do, d_energy, d_final_mean, *_):  # type: ignore[no-u
     return *grads, d_initial if ctx.has_initial else None, None, None, None, None
 
 
-channel_mean_op.register_autograd(_channel_gradient, setup_context=_channel_context)
+channel_mean_op.register_autograd(_channel_gradient, _channel_context)

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import grouped, whole
 from bayesmem.ops.triton import constant_gain as kernels
 
 
-@torch.library.custom_op("bayesmem::constant_gain", mutates_args=())
+@operator("bayesmem::constant_gain")
 def constant_gain_op(k: Tensor, noise: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """``p k / s`` in the dtype of the keys and ``s = p |k|^2 + r`` in float32.
 
@@ -27,7 +28,7 @@ def _(k, noise, variance):  # type: ignore[no-untyped-def]
     return k.new_empty(*noise.shape, k.shape[-1]), torch.empty_like(noise)
 
 
-@torch.library.custom_op("bayesmem::constant_gain_backward", mutates_args=())
+@operator("bayesmem::constant_gain_backward")
 def _backward_op(
     k: Tensor, innovation_var: Tensor, variance: Tensor, dgain: Tensor, dinnovation_var: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -53,4 +54,4 @@ def _gradient(ctx, dgain, dinnovation_var):  # type: ignore[no-untyped-def]
     return _backward_op(k, innovation_var, variance, dgain.contiguous(), whole(dinnovation_var))
 
 
-constant_gain_op.register_autograd(_gradient, setup_context=_context)
+constant_gain_op.register_autograd(_gradient, _context)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from bayesmem.ops.fused.operator import Operator, operator
 from bayesmem.ops.fused.tables import chunk_count, grouped, spans_at, whole
 from bayesmem.ops.triton.covariance_backward import covariance_backward
 from bayesmem.ops.triton.covariance_forward import covariance_forward
@@ -56,7 +57,7 @@ def run_covariance(
     return gain, innovation_var, final_cov, var, checkpoints
 
 
-covariance_op = torch.library.custom_op("bayesmem::covariance_pass", run_covariance, mutates_args=())
+covariance_op = Operator("bayesmem::covariance_pass", run_covariance)
 
 
 @covariance_op.register_fake
@@ -70,7 +71,7 @@ def _(k, q, log_retention, process_noise, obs_noise, floor, initial_cov, cu_seql
     return gain, torch.empty_like(log_retention), torch.empty_like(initial_cov), var, checkpoints
 
 
-@torch.library.custom_op("bayesmem::covariance_pass_backward", mutates_args=())
+@operator("bayesmem::covariance_pass_backward")
 def covariance_backward_op(
     dgain: Tensor,
     dinnovation_var: Tensor | None,
@@ -153,4 +154,4 @@ def _covariance_gradient(ctx, dgain, dinnovation_var, d_final_cov, dvar, _):  # 
     return dk, dq if q is not None else None, *rest, None, None, None, None
 
 
-covariance_op.register_autograd(_covariance_gradient, setup_context=_covariance_context)
+covariance_op.register_autograd(_covariance_gradient, _covariance_context)

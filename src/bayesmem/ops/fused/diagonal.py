@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import grouped, spans_at, whole
 from bayesmem.ops.triton.diagonal import diagonal_backward, diagonal_forward
 
 
-@torch.library.custom_op("bayesmem::diagonal_pass", mutates_args=())
+@operator("bayesmem::diagonal_pass")
 def diagonal_op(
     k: Tensor,
     log_retention: Tensor,
@@ -28,7 +29,7 @@ def _(k, log_retention, process_noise, obs_noise, initial_cov, cu_seqlens, batch
     return obs_noise.new_empty(*obs_noise.shape, k.shape[-1]), torch.empty_like(initial_cov)
 
 
-@torch.library.custom_op("bayesmem::diagonal_pass_backward", mutates_args=())
+@operator("bayesmem::diagonal_pass_backward")
 def _diagonal_backward_op(
     d_predicted: Tensor,
     d_final_cov: Tensor | None,
@@ -67,4 +68,4 @@ def _diagonal_gradient(ctx, d_predicted, d_final_cov):  # type: ignore[no-untype
     return *grads, None, None, None
 
 
-diagonal_op.register_autograd(_diagonal_gradient, setup_context=_diagonal_context)
+diagonal_op.register_autograd(_diagonal_gradient, _diagonal_context)

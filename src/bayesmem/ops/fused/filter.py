@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bayesmem.ops.fused.covariance import covariance_backward_op, covariance_op, run_covariance
 from bayesmem.ops.fused.mean import mean_backward_op, mean_op, run_mean
+from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import precision_of, spans_at, whole
 from bayesmem.ops.triton.covariance_segments import forward_segments
 from bayesmem.ops.triton.mean_chain import mean_segments
@@ -15,7 +16,7 @@ from bayesmem.ops.triton.pipeline import parts_of, pipelined_forward
 from bayesmem.ops.triton.variance import variance_forward
 
 
-@torch.library.custom_op("bayesmem::filter_pass", mutates_args=())
+@operator("bayesmem::filter_pass")
 def filter_op(
     q: Tensor,
     k: Tensor,
@@ -118,4 +119,4 @@ def _gradient(ctx, do, d_energy, d_final_mean, d_innovation_var, d_final_cov, dv
     return dq, dk + more_k, dv, d_decay, *d_gates, d_mean if ctx.has_initial else None, d_cov, *nothing
 
 
-filter_op.register_autograd(_gradient, setup_context=_context)
+filter_op.register_autograd(_gradient, _context)

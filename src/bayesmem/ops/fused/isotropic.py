@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import spans_at, whole
 from bayesmem.ops.triton.isotropic import isotropic_backward, isotropic_forward
 
 
-@torch.library.custom_op("bayesmem::isotropic_pass", mutates_args=())
+@operator("bayesmem::isotropic_pass")
 def isotropic_op(
     keep: Tensor,
     added: Tensor,
@@ -29,7 +30,7 @@ def _(keep, added, power, obs_noise, initial_cov, key_dim, cu_seqlens, batch, ch
     return torch.empty_like(keep), torch.empty_like(initial_cov)
 
 
-@torch.library.custom_op("bayesmem::isotropic_pass_backward", mutates_args=())
+@operator("bayesmem::isotropic_pass_backward")
 def _isotropic_backward_op(
     d_predicted: Tensor,
     d_final_cov: Tensor | None,
@@ -65,4 +66,4 @@ def _isotropic_gradient(ctx, d_predicted, d_final_cov):  # type: ignore[no-untyp
     return *grads, None, None, None, None
 
 
-isotropic_op.register_autograd(_isotropic_gradient, setup_context=_isotropic_context)
+isotropic_op.register_autograd(_isotropic_gradient, _isotropic_context)

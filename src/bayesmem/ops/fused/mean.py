@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from bayesmem.ops.fused.operator import Operator, operator
 from bayesmem.ops.fused.tables import chunk_count, grouped, precision_of, spans_at, whole
 from bayesmem.ops.triton.mean_backward import mean_backward
 from bayesmem.ops.triton.mean_forward import mean_forward
@@ -49,7 +50,7 @@ def run_mean(
     return o, log_decay.new_empty(0) if energy is None else energy, final_mean, written, *rest  # type: ignore[return-value]
 
 
-mean_op = torch.library.custom_op("bayesmem::mean_pass", run_mean, mutates_args=())
+mean_op = Operator("bayesmem::mean_pass", run_mean)
 
 
 @mean_op.register_fake
@@ -76,7 +77,7 @@ def _(q, k, v, gain, log_decay, initial_mean, cu_seqlens, batch, chunk, want_ene
     )
 
 
-@torch.library.custom_op("bayesmem::mean_pass_backward", mutates_args=())
+@operator("bayesmem::mean_pass_backward")
 def mean_backward_op(
     do: Tensor,
     d_energy: Tensor | None,
@@ -126,4 +127,4 @@ def _mean_gradient(ctx, do, d_energy, d_final_mean, *_):  # type: ignore[no-unty
     return *grads, d_initial if ctx.has_initial else None, None, None, None, None
 
 
-mean_op.register_autograd(_mean_gradient, setup_context=_mean_context)
+mean_op.register_autograd(_mean_gradient, _mean_context)

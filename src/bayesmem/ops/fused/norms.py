@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.triton import norms as kernels
 
 
-@torch.library.custom_op("bayesmem::norm", mutates_args=())
+@operator("bayesmem::norm")
 def norm_op(
     x: Tensor, gate: Tensor | None, weight: Tensor | None, eps: float, act: str | None, dtype: torch.dtype
 ) -> Tensor:
@@ -28,7 +29,7 @@ def _(x, gate, weight, eps, act, dtype):  # type: ignore[no-untyped-def]
     return torch.empty_like(x, dtype=dtype)
 
 
-@torch.library.custom_op("bayesmem::norm_backward", mutates_args=())
+@operator("bayesmem::norm_backward")
 def _norm_backward_op(
     x: Tensor, gate: Tensor | None, weight: Tensor | None, eps: float, act: str | None, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,10 +53,10 @@ def _norm_gradient(ctx, dy):  # type: ignore[no-untyped-def]
     return dx, None if gate is None else dgate, None if weight is None else dweight, None, None, None
 
 
-norm_op.register_autograd(_norm_gradient, setup_context=_norm_context)
+norm_op.register_autograd(_norm_gradient, _norm_context)
 
 
-@torch.library.custom_op("bayesmem::unit_norm", mutates_args=())
+@operator("bayesmem::unit_norm")
 def unit_norm_op(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """``x / sqrt(|x|^2 + eps)`` in the dtype of x, and what its square, as rounded, lacks to 1, in float32."""
     return kernels.norm(x, None, None, eps, None, x.dtype, unit=True)  # type: ignore[return-value]
@@ -66,7 +67,7 @@ def _(x, eps):  # type: ignore[no-untyped-def]
     return torch.empty_like(x), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-@torch.library.custom_op("bayesmem::unit_norm_backward", mutates_args=())
+@operator("bayesmem::unit_norm_backward")
 def _unit_norm_backward_op(x: Tensor, eps: float, dy: Tensor, dmissing: Tensor | None) -> Tensor:
     return kernels.norm_backward(x, None, None, eps, None, True, dy, dmissing)[0]
 
@@ -88,10 +89,10 @@ def _unit_gradient(ctx, dy, dmissing):  # type: ignore[no-untyped-def]
     return _unit_norm_backward_op(x, ctx.eps, dy, None if dmissing is None else dmissing.contiguous()), None
 
 
-unit_norm_op.register_autograd(_unit_gradient, setup_context=_unit_context)
+unit_norm_op.register_autograd(_unit_gradient, _unit_context)
 
 
-@torch.library.custom_op("bayesmem::gated_product", mutates_args=())
+@operator("bayesmem::gated_product")
 def gated_product_op(a: Tensor, b: Tensor) -> Tensor:
     """``silu(a) b`` of contiguous tensors of one dtype."""
     return kernels.gated_product(a, b)
@@ -102,7 +103,7 @@ def _(a, b):  # type: ignore[no-untyped-def]
     return torch.empty_like(a)
 
 
-@torch.library.custom_op("bayesmem::gated_product_backward", mutates_args=())
+@operator("bayesmem::gated_product_backward")
 def _gated_product_backward_op(a: Tensor, b: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     return kernels.gated_product_backward(a, b, dy)
 
@@ -120,4 +121,4 @@ def _product_gradient(ctx, dy):  # type: ignore[no-untyped-def]
     return _gated_product_backward_op(*ctx.saved_tensors, dy.contiguous())
 
 
-gated_product_op.register_autograd(_product_gradient, setup_context=_product_context)
+gated_product_op.register_autograd(_product_gradient, _product_context)

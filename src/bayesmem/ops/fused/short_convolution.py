@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.triton import short_convolution as kernels
 
 MAX_TAPS = kernels.MAX_TAPS
@@ -55,7 +56,7 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-@torch.library.custom_op("bayesmem::short_convolution", mutates_args=())
+@operator("bayesmem::short_convolution")
 def short_convolution_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, tail: Tensor | None, position: Tensor | None
 ) -> Tensor:
@@ -68,7 +69,7 @@ def _(x, weight, bias, tail, position):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("bayesmem::short_convolution_backward", mutates_args=())
+@operator("bayesmem::short_convolution_backward")
 def _backward_op(
     x: Tensor,
     weight: Tensor,
@@ -100,4 +101,4 @@ def _gradient(ctx, dy):  # type: ignore[no-untyped-def]
     return *(grad if want else None for grad, want in zip(grads, wanted, strict=False)), None
 
 
-short_convolution_op.register_autograd(_gradient, setup_context=_context)
+short_convolution_op.register_autograd(_gradient, _context)
