@@ -68,8 +68,7 @@ def dense_start(e: Evidence) -> Tensor:
     """The full covariance before the first token, ``[S, H, K, K]``."""
     if e.cov is not None:
         return e.cov
-    prior = torch.diag_embed(e.prior[:, None].expand(-1, e.k.shape[-1]))
-    return prior.expand(e.sequences, -1, -1, -1).contiguous()
+    return torch.diag_embed(e.prior[None, :, None].expand(e.sequences, -1, e.k.shape[-1]))
 
 
 def dense_gates(e: Evidence, a: Assumptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bayesmem.ops.triton.launched import cdiv, launched, power_of_two
+
 TILE = 4096  # numbers a program holds of each operand
 
 
@@ -29,6 +31,7 @@ def place_keys(k, row, rows, H: tl.constexpr, G: tl.constexpr, K: tl.constexpr, 
     return keys, row.to(tl.int64)[:, None] * K + col[None, :], held, head
 
 
+@launched
 @triton.jit
 @no_type_check
 def gain_kernel(
@@ -53,6 +56,7 @@ def gain_kernel(
     tl.store(gain + at, (keys * (p / s)[:, None]).to(gain.dtype.element_ty), mask=held)
 
 
+@launched
 @triton.jit
 @no_type_check
 def gain_backward_kernel(
@@ -88,8 +92,8 @@ def gain_backward_kernel(
 
 
 def _blocks(k: Tensor, noise: Tensor) -> tuple[int, dict[str, Any]]:
-    block = max(triton.next_power_of_2(k.shape[-1]), 16)
-    sizes = {"H": noise.shape[1], "G": k.shape[1], "K": k.shape[-1], "R": max(TILE // block, 1), "BK": block}
+    width = max(power_of_two(k.shape[-1]), 16)
+    sizes = {"H": noise.shape[1], "G": k.shape[1], "K": k.shape[-1], "R": max(TILE // width, 1), "BK": width}
     return noise.numel(), sizes
 
 
@@ -103,7 +107,7 @@ def constant_gain(k: Tensor, noise: Tensor, variance: Tensor) -> tuple[Tensor, T
     """
     rows, sizes = _blocks(k, noise)
     gain, innovation_var = k.new_empty(*noise.shape, k.shape[-1]), torch.empty_like(noise)
-    gain_kernel[(triton.cdiv(rows, sizes["R"]),)](k, noise, variance, gain, innovation_var, rows, **sizes)
+    gain_kernel[(cdiv(rows, sizes["R"]),)](k, noise, variance, gain, innovation_var, rows, **sizes)
     return gain, innovation_var
 
 
@@ -114,7 +118,7 @@ def constant_gain_backward(
     rows, sizes = _blocks(k, innovation_var)
     dk = k.new_empty(*innovation_var.shape, k.shape[-1])
     dnoise, dvariance = torch.empty_like(innovation_var), torch.empty_like(innovation_var)
-    grid = (triton.cdiv(rows, sizes["R"]),)
+    grid = (cdiv(rows, sizes["R"]),)
     given = (dgain, dinnovation_var, dk, dnoise, dvariance)
     gain_backward_kernel[grid](k, innovation_var, variance, *given, rows, **sizes)
     return dk, dnoise, dvariance.sum(0)

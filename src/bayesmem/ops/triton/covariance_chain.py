@@ -33,6 +33,7 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_column_pair,
     store_matrix,
 )
+from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
 from bayesmem.ops.triton.spans import Spans
@@ -59,6 +60,7 @@ class Chained:
     began: Float[Tensor, "NC H"] | None
 
 
+@launched
 @triton.jit
 @no_type_check
 def chain_kernel(

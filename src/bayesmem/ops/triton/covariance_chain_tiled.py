@@ -20,9 +20,11 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_columns,
     store_matrix,
 )
+from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_tiles import square_tile
 
 
+@launched
 @triton.jit
 @no_type_check
 def tiled_chain_kernel(

@@ -40,6 +40,7 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_sums,
     store_token_pair,
 )
+from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
 from bayesmem.ops.triton.spans import Spans
@@ -76,6 +77,7 @@ class Prepared:
     sums: Float[Tensor, "NC H 2 C"]
 
 
+@launched
 @triton.jit
 @no_type_check
 def prepare_kernel(

@@ -44,6 +44,7 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_tokens,
 )
 from bayesmem.ops.triton.covariance_tokens_whole import whole_tokens_kernel
+from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
 from bayesmem.ops.triton.ratios import ratio_matrix
@@ -69,6 +70,7 @@ class TokenGradients:
     floor: Float[Tensor, "NC H"]
 
 
+@launched
 @triton.jit
 @no_type_check
 def tokens_kernel(
@@ -218,6 +220,7 @@ def tokens_kernel(
         store_tokens(dk, total, first, live, head, col, H, K, C, OUT_BLOCK)
 
 
+@launched
 @triton.jit
 @no_type_check
 def settle_kernel(

@@ -25,6 +25,7 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_gate,
     store_tokens,
 )
+from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_tiles import square_tile
 from bayesmem.ops.triton.ratios import ratio_matrix
 
@@ -36,6 +37,7 @@ def halves(x):
     return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), [0, 2, 1]))
 
 
+@launched
 @triton.jit
 @no_type_check
 def whole_tokens_kernel(

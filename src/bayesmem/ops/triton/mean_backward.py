@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops.triton.carry import leaving
+from bayesmem.ops.triton.launched import cdiv, launched
 from bayesmem.ops.triton.mean_backward_local import mean_backward_local
 from bayesmem.ops.triton.mean_chain import mean_segments, transition_of
 from bayesmem.ops.triton.mean_config import Tuning, block, chain_config
@@ -24,6 +25,7 @@ from bayesmem.ops.triton.mean_tiles import load_rows, square_tile, state_tile, s
 from bayesmem.ops.triton.spans import Spans
 
 
+@launched
 @triton.jit
 @no_type_check
 def chain_backward_kernel(
@@ -142,7 +144,7 @@ def mean_backward(
     def chain_backward(after: Tensor | None, cuts: Spans) -> Tensor:
         config = chain_config("chain_backward", k, value, heads, cuts, 3, tuning)
         before = log_decay.new_empty(cuts.sequences, heads, key, value)
-        chain_backward_kernel[(cuts.sequences * heads * triton.cdiv(value, config["BV"]),)](
+        chain_backward_kernel[(cuts.sequences * heads * cdiv(value, config["BV"]),)](
             q,
             k,
             written,

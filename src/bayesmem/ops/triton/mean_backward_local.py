@@ -21,12 +21,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bayesmem.ops.triton.launched import cdiv, launched
 from bayesmem.ops.triton.mean_config import Tuning, local_config
 from bayesmem.ops.triton.mean_tiles import load_rows, place, state_tile, store_rows
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
 from bayesmem.ops.triton.spans import Spans
 
 
+@launched
 @triton.jit
 @no_type_check
 def local_kernel(
@@ -135,7 +137,7 @@ def mean_backward_local(
     """
     heads, key, value = written.shape[1], k.shape[-1], dv.shape[-1]
     config = local_config(k, value, tuning)
-    k_blocks = triton.cdiv(key, config["BK"])
+    k_blocks = cdiv(key, config["BK"])
     dq, dk = torch.empty_like(written), torch.empty_like(written)
     d_gain = torch.empty_like(written, dtype=gain_dtype)
     d_log_decay = log_decay.new_empty(*log_decay.shape, k_blocks)

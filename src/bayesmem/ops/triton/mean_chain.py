@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bayesmem.ops.triton.carry import entering
 from bayesmem.ops.triton.device import limits
+from bayesmem.ops.triton.launched import cdiv, launched
 from bayesmem.ops.triton.mean_config import Tuning, block, chain_config
 from bayesmem.ops.triton.mean_tiles import load_rows, square_tile, state_tile, store_rows
 from bayesmem.ops.triton.segments import Segments, cut
@@ -24,6 +25,7 @@ CUTS = (4096, 12)
 MAX_KEY_DIM = 128
 
 
+@launched
 @triton.jit(do_not_specialize=["begin", "count"])
 @no_type_check
 def chain_kernel(
@@ -108,7 +110,7 @@ def chain_tensors(
     if not want_energy:
         return final_mean, None
     config = chain_config("chain", k, value, heads, spans, 2, tuning)
-    return final_mean, factors.new_empty(len(written), heads, triton.cdiv(value, config["BV"]))
+    return final_mean, factors.new_empty(len(written), heads, cdiv(value, config["BV"]))
 
 
 def launch_chain(
@@ -128,7 +130,7 @@ def launch_chain(
     k, written, solve, factors = prepared
     heads, key, value = written.shape[1], k.shape[-1], final_mean.shape[-1]
     config = chain_config("chain", k, value, heads, spans, 2, tuning)
-    chain_kernel[(spans.sequences * heads * triton.cdiv(value, config["BV"]),)](
+    chain_kernel[(spans.sequences * heads * cdiv(value, config["BV"]),)](
         k,
         v,
         written,

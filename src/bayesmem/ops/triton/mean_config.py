@@ -6,10 +6,10 @@ memory holds both.
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from bayesmem.ops.triton.device import LARGE_SHARED, limits
+from bayesmem.ops.triton.launched import cdiv, power_of_two
 from bayesmem.ops.triton.spans import Spans
 
 Config = dict[str, int]
@@ -18,7 +18,7 @@ Tuning = dict[str, Config]
 
 def block(size: int, most: int = 512) -> int:
     """The power of two that covers ``size``, at least 16 and at most ``most``."""
-    return min(max(triton.next_power_of_2(size), 16), most)
+    return min(max(power_of_two(size), 16), most)
 
 
 def prepare_config(k: Tensor, tuning: Tuning | None) -> Config:
@@ -66,7 +66,7 @@ def chain_config(
     _, processors, shared = limits(k.device)
     width = 16 if wide else block(value, 64 if key <= 128 and shared >= LARGE_SHARED else 32)
     # The widest block that leaves most multiprocessors a program: each reads the same C x K tiles once more.
-    while width > 32 and spans.sequences * heads * triton.cdiv(value, width) < 0.75 * processors:
+    while width > 32 and spans.sequences * heads * cdiv(value, width) < 0.75 * processors:
         width //= 2
     loaded = tiles * chunk * key + (tiles - 1) * chunk * chunk + 2 * chunk * width
     held = (2 * loaded + key * width) * k.element_size()

@@ -17,6 +17,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesmem.ops.triton.launched import cdiv, launched
 from bayesmem.ops.triton.mean_chain import chain_tensors, launch_chain, mean_entering, mean_segments
 from bayesmem.ops.triton.mean_config import Tuning, readout_config
 from bayesmem.ops.triton.mean_prepare import prepare, prepared_tensors
@@ -24,6 +25,7 @@ from bayesmem.ops.triton.mean_tiles import load_rows, ordered, place, square_til
 from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
 
 
+@launched
 @triton.jit
 @no_type_check
 def readout_kernel(
@@ -133,7 +135,7 @@ def _read_out(
 ) -> None:
     (heads, value), (groups, key) = o.shape[1:], q.shape[1:]
     config = readout_config(q, value, tuning)
-    readout_kernel[(piece.chunks(spans) * heads * triton.cdiv(value, config["BV"]),)](
+    readout_kernel[(piece.chunks(spans) * heads * cdiv(value, config["BV"]),)](
         q,
         scores,
         factors,

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning, prepare_config
 from bayesmem.ops.triton.mean_tiles import load_rows, ordered, place, square_tile, store_rows
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
@@ -38,6 +39,7 @@ def unit_inverse(x, C: tl.constexpr, LEVELS: tl.constexpr, PREC: tl.constexpr):
     return inverse
 
 
+@launched
 @triton.jit
 @no_type_check
 def prepare_kernel(

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bayesmem.ops.triton.device import limits
+from bayesmem.ops.triton.launched import cdiv, launched, power_of_two
 
 ACTIVATIONS = {None: 0, "silu": 1, "sigmoid": 2}
 TILE = 4096  # numbers a program holds of each operand
@@ -36,6 +37,7 @@ def activation(g, ACT: tl.constexpr):
     return value, slope
 
 
+@launched
 @triton.jit
 @no_type_check
 def norm_kernel(
@@ -62,6 +64,7 @@ def norm_kernel(
             tl.store(missing + row, 1.0 - tl.sum(rounded * rounded, 1), mask=row < rows)
 
 
+@launched
 @triton.jit
 @no_type_check
 def norm_backward_kernel(
@@ -111,6 +114,7 @@ def norm_backward_kernel(
         tl.store(dweight + tl.program_id(0) * V + col, total, mask=col < V)
 
 
+@launched
 @triton.jit
 @no_type_check
 def gated_product_kernel(a, b, y, count, SIZE: tl.constexpr):
@@ -122,6 +126,7 @@ def gated_product_kernel(a, b, y, count, SIZE: tl.constexpr):
     tl.store(y + at, out.to(y.dtype.element_ty), mask=held)
 
 
+@launched
 @triton.jit
 @no_type_check
 def gated_product_backward_kernel(a, b, dy, da, db, count, SIZE: tl.constexpr):
@@ -138,11 +143,11 @@ def gated_product_backward_kernel(a, b, dy, da, db, count, SIZE: tl.constexpr):
 def _sizes(x: Tensor) -> tuple[int, dict[str, Any], int]:
     """Rows, block sizes, and the largest number of programs."""
     width = x.shape[-1]
-    block = max(triton.next_power_of_2(width), 16)
+    covered = max(power_of_two(width), 16)
     rows = x.numel() // max(width, 1)
-    tile = max(min(TILE // block, triton.next_power_of_2(max(rows, 1))), 1)
-    programs = max(min(triton.cdiv(rows, tile), PROGRAMS * limits(x.device).processors), 1)
-    return rows, {"V": width, "R": tile, "BV": block, "num_warps": 4 if block <= 1024 else 8}, programs
+    tile = max(min(TILE // covered, power_of_two(max(rows, 1))), 1)
+    programs = max(min(cdiv(rows, tile), PROGRAMS * limits(x.device).processors), 1)
+    return rows, {"V": width, "R": tile, "BV": covered, "num_warps": 4 if covered <= 1024 else 8}, programs
 
 
 def norm(
@@ -183,12 +188,12 @@ SIZE = 4096
 def gated_product(a: Tensor, b: Tensor) -> Tensor:
     """``silu(a) b``."""
     y = torch.empty_like(a)
-    gated_product_kernel[(triton.cdiv(a.numel(), SIZE),)](a, b, y, a.numel(), SIZE=SIZE)
+    gated_product_kernel[(cdiv(a.numel(), SIZE),)](a, b, y, a.numel(), SIZE=SIZE)
     return y
 
 
 def gated_product_backward(a: Tensor, b: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of ``gated_product``."""
     da, db = torch.empty_like(a), torch.empty_like(b)
-    gated_product_backward_kernel[(triton.cdiv(a.numel(), SIZE),)](a, b, dy, da, db, a.numel(), SIZE=SIZE)
+    gated_product_backward_kernel[(cdiv(a.numel(), SIZE),)](a, b, dy, da, db, a.numel(), SIZE=SIZE)
     return da, db

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bayesmem.ops.triton.launched import cdiv, launched
 from bayesmem.ops.triton.norms import activation
 
 MAX_TAPS = 4
@@ -125,6 +126,7 @@ def _mixed(inputs, w, at, TAPS: tl.constexpr, PACKED: tl.constexpr):
     return (x0, x1, x2, x3), value, slope
 
 
+@launched
 @triton.jit
 @no_type_check
 def convolution_kernel(
@@ -159,6 +161,7 @@ def convolution_kernel(
         x1, x2, x3 = d, c, b
 
 
+@launched
 @triton.jit
 @no_type_check
 def convolution_backward_kernel(
@@ -255,7 +258,7 @@ def convolution_backward(
     """Launch ``convolution_backward_kernel``: gradients of x, weight, bias and tail; dy is contiguous."""
     (batch, length, channels), taps = x.shape, weight.shape[1]
     strip = WALK - (taps - 1)
-    parts = batch * triton.cdiv(length, strip)
+    parts = batch * cdiv(length, strip)
     dx, dweight = x.new_empty(x.shape), x.new_empty(parts, channels, taps, dtype=torch.float32)
     dbias = None if bias is None else dweight.new_empty(parts, channels)
     dtail = x.new_zeros(batch, taps - 1, channels) if want_tail else None
@@ -272,5 +275,5 @@ def convolution_backward(
 def _sizes(x: Tensor, weight: Tensor, strip: int) -> tuple[tuple[int], dict[str, Any]]:
     """Programs and block sizes."""
     batch, length, channels = x.shape
-    programs = triton.cdiv(channels, CHANNELS) * triton.cdiv(length, strip) * batch
+    programs = cdiv(channels, CHANNELS) * cdiv(length, strip) * batch
     return (programs,), {"E": channels, "TAPS": weight.shape[1], "WALK": WALK, "BD": CHANNELS, "num_warps": 1}

@@ -1,0 +1,83 @@
+"""What the filter's calls cost the host, and what calling operators and kernels by themselves saves of it.
+
+    python benchmarks/host_cost.py FILE
+
+Forward alone, and forward and backward (H = 8, K = V = 128, bf16), as called one after the other with the L2 cache
+flushed before each, and what the host takes to launch one. Four ways: operators called by themselves or through
+torch's dispatcher (``ops/fused/operator.py``), kernels launched cheaply or Triton's own way (``ops/triton/launched.py``).
+Rows go to FILE, one record a line.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pipeline import HEADS, SIZE, inputs
+
+from bayesmem.ops import bayesian_filter
+from bayesmem.ops.fused.operator import Operator
+from bayesmem.ops.triton.launched import Launched
+from bayesmem.report.records import Records
+
+SIZES = ((2, 4096), (8, 4096), (1, 512))
+ITSELF, CHEAP = Operator.__call__, Launched.__getitem__
+
+
+def dispatched(self: Operator, *args: object) -> object:
+    """As of ``Operator.__call__``, through the dispatcher always."""
+    return self.traced(*args)
+
+
+def bound(self: Launched, grid: tuple[int, ...]) -> Callable[..., None]:
+    """As of ``Launched.__getitem__``, arguments bound anew always."""
+    launch: Callable[..., None] = self.kernel[grid]
+    return launch
+
+
+def times(call: Callable[[], object]) -> dict[str, float | list[float]]:
+    """Milliseconds: as called (least, median, most), and of the host."""
+    from triton.testing import do_bench
+
+    called = sorted(do_bench(call, warmup=25, rep=100, return_mode="all"))
+    host = []
+    for _ in range(30):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        call()
+        host.append(1e3 * (time.perf_counter() - begun))
+    return {"called_ms": [called[0], statistics.median(called), called[-1]], "host_ms": statistics.median(host)}
+
+
+def main() -> None:
+    """Every size, each way."""
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python benchmarks/host_cost.py FILE")
+    if not torch.cuda.is_available():
+        raise SystemExit("host_cost.py times launches; it needs a GPU.")
+    records = Records(Path(sys.argv[1]))
+    for batch, length in SIZES:
+        x = [one.requires_grad_() for one in inputs(batch, length)]
+        gradient = torch.randn_like(x[2])
+
+        def forward(x: list[torch.Tensor] = x) -> None:
+            with torch.no_grad():
+                bayesian_filter(*x)
+
+        def both(x: list[torch.Tensor] = x, gradient: torch.Tensor = gradient) -> None:
+            torch.autograd.grad(bayesian_filter(*x).o, x, gradient)
+
+        for call, launch in ((ITSELF, CHEAP), (dispatched, CHEAP), (ITSELF, bound), (dispatched, bound)):
+            Operator.__call__, Launched.__getitem__ = call, launch  # type: ignore[method-assign]
+            ways = {"operators": call is ITSELF, "kernels": launch is CHEAP}
+            for name, run in (("forward", forward), ("backward", both)):
+                figures = times(run)
+                shape = {"B": batch, "T": length, "H": HEADS, "K": SIZE, "V": SIZE, "seed": 0}
+                records.add("host_cost", name, shape | {"by itself": ways}, figures)
+                print(name, shape, ways, figures, flush=True)
+
+
+if __name__ == "__main__":
+    main()
