@@ -4,7 +4,7 @@
 
 Forward alone, and forward and backward (H = 8, K = V = 128, bf16), as called one after the other with the L2 cache
 flushed before each, and what the host takes to launch one. Four ways: operators called by themselves or through
-torch's dispatcher (``ops/fused/operator.py``), kernels launched cheaply or Triton's own way (``ops/triton/launched.py``).
+torch's dispatcher (``ops/fused/operator.py``), kernels launched cheaply or Triton's own way (``triton/launched.py``).
 Rows go to FILE, one record a line.
 """
 
@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pipeline import HEADS, SIZE, inputs
 
 from bayesmem.ops import bayesian_filter
 from bayesmem.ops.fused.operator import Operator
 from bayesmem.ops.triton.launched import Launched
 from bayesmem.report.records import Records
+from pipeline import HEADS, SIZE, inputs
 
 SIZES = ((2, 4096), (8, 4096), (1, 512))
 ITSELF, CHEAP = Operator.__call__, Launched.__getitem__
