@@ -129,6 +129,16 @@ def test_seeds_wait_for_the_learning_rates_and_take_the_best():
     assert not any(word.rsplit(" ", 1)[1] == "deltanet" for word in both.waiting)
 
 
+def test_the_speed_of_learning_takes_each_model_at_its_best_rate_and_looks_often():
+    sweep = SMOKE_SWEEP
+    low, high = (sweep.job("deltanet", learning_rate=rate) for rate in RATES)
+    found = due(sweep, ["speed"], [record(low, 0.9), record(high, 0.8)])
+    assert [(job.model, job.learning_rate, job.seed) for job in found.jobs] == [("deltanet", RATES[0], 0)]
+    assert found.jobs[0].evaluate_every == sweep.speed_every < low.evaluate_every
+    assert f"speed: the learning rates of {FIRST[1]}" in found.waiting
+    assert not due(sweep, ["speed"], [record(low, 0.9), record(high, 0.8), record(found.jobs[0], 0.9)]).jobs
+
+
 def test_a_training_that_diverged_is_never_the_best():
     sweep = SMOKE_SWEEP
     low, high = (sweep.job("deltanet", learning_rate=rate) for rate in RATES)

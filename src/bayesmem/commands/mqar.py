@@ -16,7 +16,7 @@ def run_mqar(
     stage: Annotated[
         list[str] | None,
         typer.Option(
-            help="learning-rates, seeds, others, widths, parameters, ablations or variants; may be repeated "
+            help="learning-rates, seeds, others, speed, widths, parameters, ablations or variants; may be repeated "
             "(learning-rates and seeds)."
         ),
     ] = None,

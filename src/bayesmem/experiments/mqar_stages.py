@@ -11,7 +11,7 @@ from bayesmem.experiments.mqar_config import DATA, EXPERIMENT, FULL, LEARNING_RA
 from bayesmem.experiments.mqar_models import ATTENTION, BASE, FIRST, MODELS, OTHERS
 from bayesmem.report.records import Record
 
-STAGES = ("learning-rates", "seeds", "others", "widths", "parameters", "ablations", "variants")
+STAGES = ("learning-rates", "seeds", "others", "speed", "widths", "parameters", "ablations", "variants")
 
 
 # What a study has as its jobs do.
@@ -45,6 +45,7 @@ class Sweep:
             (benchmarks/records/mqar_initialisation.jsonl).
         stop_below: training loss at which a job ends early; ``None``: never.
         evaluate_every: steps between looks at the milestone.
+        speed_every: the same in stage ``speed``, which is about them.
         save_every: steps between checkpoints.
         log_every: steps between logged losses.
         scale: what is trained on and tested on.
@@ -61,6 +62,7 @@ class Sweep:
     output_gate: str | None = "none"
     stop_below: float | None = None
     evaluate_every: int = 250
+    speed_every: int = 50
     save_every: int = 2000
     log_every: int = 50
     scale: Scale = FULL
@@ -90,6 +92,7 @@ SMOKE_SWEEP = Sweep(
     batch_size=32,
     precision="float32",
     evaluate_every=10,
+    speed_every=5,
     save_every=10,
     log_every=5,
     scale=SMOKE,
@@ -140,6 +143,13 @@ def _stage(stage: str, sweep: Sweep, found: Found) -> Iterator[Job | str]:
     elif stage == "others":
         yield from _rates(sweep, others)
         yield from _seeds(sweep, found, others)
+    elif stage == "speed":
+        for model in first + others:
+            rate = best_rate(sweep, found, model)
+            if rate is None:
+                yield f"the learning rates of {model}"
+            else:
+                yield sweep.job(model, learning_rate=rate, seed=sweep.seeds[0], evaluate_every=sweep.speed_every)
     elif stage == "widths":
         for width in sweep.widths[1:]:
             yield from _rates(sweep, first + others, hidden_size=width)

@@ -24,6 +24,7 @@ from bayesmem.report.mqar_data import (
     studies,
 )
 from bayesmem.report.mqar_plots import alts, picture_name, pictures, suffix
+from bayesmem.report.mqar_speed import race, speed
 from bayesmem.report.mqar_verdict import named, verdict
 from bayesmem.report.records import Records
 
@@ -71,6 +72,7 @@ def _part(found: Study, number: int, left_out: int, records: Records, path: Path
             _group(found, group) | {"picture": picture_name(group) + of, "alt": shown.get(picture_name(group) + of)}
             for group in found.groups
         ],
+        race=race(found),
         ablations=_ablations(found),
         not_run=not_run(found) if number == 0 else [],
     )
@@ -98,7 +100,7 @@ def _group(found: Study, group: Group) -> dict[str, Any]:
         ],
         "lost": [arm.model for arm in group.arms.values() if not arm.rows],
         **_rates(group),
-        "speed": [[f"`{arm.model}`", *_speed(arm)] for arm in arms],
+        "speed": [[f"`{arm.model}`", *speed(arm)] for arm in arms],
         "milestone": named(tuple(found.settings["scale"]["milestone"])),
         "beside": sorted({row.figures["beside"] for arm in arms for row in arm.rows}),
         "retention": [line for arm in arms if (line := _retention(arm))],
@@ -147,18 +149,6 @@ def _rates(group: Group) -> dict[str, Any]:
         arm.model for arm in group.arms.values() if len(arm.rates) > 1 and arm.best in (min(arm.rates), max(arm.rates))
     ]
     return {"rates": [f"{rate:g}" for rate in rates], "tried": tried, "ends": ends}
-
-
-def _speed(arm: Arm) -> list[str]:
-    """Steps and seconds to the milestone, seeds that reached it, and the seconds of a whole training."""
-    reached = [row.figures["reached"] for row in arm.rows if row.figures["reached"] is not None]
-    whole = f"{mean([row.figures['seconds'] for row in arm.rows]):.0f}"
-    if reached:
-        steps, seconds = (mean([one[what] for one in reached]) for what in ("step", "seconds"))
-        return [f"{steps:,.0f}", f"{seconds:.0f}", f"{len(reached)} of {len(arm.rows)}", whole]
-    looks = [right for row in arm.rows for *_, right in row.figures["milestones"]]
-    best = f"never (at most {max(looks):.3f})" if looks else "never looked at"
-    return [best, "", f"0 of {len(arm.rows)}", whole]
 
 
 def _retention(arm: Arm) -> str:

@@ -107,3 +107,10 @@ def test_without_a_gradient_it_says_so():
 
 def _bare(x: torch.Tensor) -> torch.Tensor:
     return 2 * x
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transforms_of_torch_func_meet_the_operator():
+    x, weight = (one.detach() for one in inputs())
+    found = torch.func.vmap(lambda row: scaled(row, weight, 2.0)[0])(x)
+    assert torch.equal(found, 2 * x * weight)

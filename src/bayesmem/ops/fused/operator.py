@@ -2,8 +2,8 @@
 
 ``torch.library``'s autograd makes a function of its own at every call, and the dispatcher's way to Python and back adds
 to it: together more of the host than some kernels take of the GPU. Eager calls therefore go to the Python function
-itself, or to one ``torch.autograd.Function`` around it. ``torch.compile``, ``torch.export`` and every dispatch mode
-(fake tensors, selective checkpointing, counters) meet the operator as before.
+itself, or to one ``torch.autograd.Function`` around it. ``torch.compile``, ``torch.export``, ``torch.func`` and every
+dispatch mode (fake tensors, selective checkpointing, counters) meet the operator as before.
 """
 
 from collections.abc import Callable
@@ -42,9 +42,16 @@ class Operator:
             context: of ``ctx``, inputs and output; keeps what ``gradient`` needs.
         """
         self.traced.register_autograd(gradient, setup_context=context)
-        methods = {"forward": self.run, "setup_context": context, "backward": once_differentiable(gradient)}
-        name = self.run.__name__
-        self.function = type(name, (torch.autograd.Function,), {k: staticmethod(f) for k, f in methods.items()})
+
+        def forward(
+            ctx: Any, *args: Any
+        ) -> Any:  # in one: with setup_context apart torch binds arguments by inspection
+            output = self.run(*args)
+            context(ctx, args, output)
+            return output
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(gradient))}
+        self.function = type(self.run.__name__, (torch.autograd.Function,), methods)
 
     def __call__(self, *args: Any) -> Any:
         """What ``run`` gives for these, its gradient with it where one is asked for.
@@ -52,7 +59,7 @@ class Operator:
         Raises:
             NotImplementedError: one is asked for and there is none.
         """
-        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode() or type(args[0]) not in (Tensor, Parameter):
+        if torch.compiler.is_compiling() or _watched() or type(args[0]) not in (Tensor, Parameter):
             return self.traced(*args)
         learning = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
         if not learning:
@@ -60,6 +67,11 @@ class Operator:
         if self.function is None:
             raise NotImplementedError(f"{self.run.__name__} has no gradient of its own; its inputs must not need one.")
         return self.function.apply(*args)
+
+
+def _watched() -> bool:
+    """Whether a dispatch mode or a transform of ``torch.func`` is at work."""
+    return is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:

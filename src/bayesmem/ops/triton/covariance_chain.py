@@ -151,8 +151,7 @@ def chain(
     """
     heads, key_dim = final_cov.shape[1], final_cov.shape[-1]
     config = chain_config(final_cov, prec, tuning)
-    start = torch.zeros_like(final_cov) if d_final_cov is None else d_final_cov
-    d_initial_cov = 0.5 * (start + start.mT)
+    d_initial_cov = torch.zeros_like(final_cov) if d_final_cov is None else 0.5 * (d_final_cov + d_final_cov.mT)
     high, low = prepared.read
     sent = (torch.empty_like(high), None if low is None else torch.empty_like(low))
     trace, overlap = final_cov.new_empty(spans.chunks, heads, key_dim), final_cov.new_empty(spans.chunks, heads)
