@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 
 from bayesmem.experiments.mqar_config import Job
-from bayesmem.experiments.mqar_data import choosing, load, tested
+from bayesmem.experiments.mqar_data import load, tested
 from bayesmem.experiments.mqar_testing import accuracy
 from bayesmem.models import BayesMemForCausalLM
+from bayesmem.ops import chunk
 from bayesmem.report.records import Records
 from bayesmem.train.checkpoints import last_checkpoint, step_of
 
@@ -27,6 +28,7 @@ def main() -> None:
         raise SystemExit("usage: python benchmarks/mqar_unfinished.py FOLDER FILE")
     folder, records = Path(sys.argv[1]), Records(Path(sys.argv[2]))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chunk.ITERATIVE_DEVICES = ("cuda", "cpu")  # without gradients it is the quicker way on a CPU too
     places = sorted(path.parent for path in (folder / "jobs").glob("*/fingerprint.json"))
     if not places:
         raise SystemExit(f"no jobs under way in {folder / 'jobs'}; give the folder of a study that was stopped.")
@@ -38,14 +40,12 @@ def main() -> None:
         ):
             continue
         model = BayesMemForCausalLM.from_pretrained(checkpoint).to(device)
-        figures = {}
-        for name, parts in (("accuracy", tested(job)), ("choice", choosing(job))):
-            figures[name] = []
-            for part in parts:
-                right = accuracy(model, load(folder / "data", part, device), job.precision == "bf16")
-                figures[name].append([part.config.length, part.config.num_pairs, right])
-                print(place.name, name, *figures[name][-1], flush=True)
-        records.add("mqar, unfinished", job.model, job.settings | {"step": step_of(checkpoint)}, figures)
+        found = []
+        for part in tested(job):
+            right = accuracy(model, load(folder / "data", part, device), job.precision == "bf16")
+            found.append([part.config.length, part.config.num_pairs, right])
+            print(place.name, *found[-1], flush=True)
+        records.add("mqar, unfinished", job.model, job.settings | {"step": step_of(checkpoint)}, {"accuracy": found})
 
 
 if __name__ == "__main__":
