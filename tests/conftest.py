@@ -1,14 +1,32 @@
 """What every test shares: one thread a worker, since the workers of xdist fill the cores already."""
 
 import os
+from importlib.util import cache_from_source, find_spec
 
 import jaxtyping
+import jaxtyping._import_hook as import_hook
 import pytest
 import torch
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported: they then run on the CPU
+    if find_spec("triton"):
+        from interpreter import hasten
+
+        hasten()
+
+# While one of our modules is imported, the hook of the type checks looks under its own names for the compiled form of
+# whatever that module imports too, and so compiles torch._dynamo and transformers anew. Those have nothing to check.
+_of_hook = import_hook._optimized_cache_from_source
+
+
+def _compiled(hook: str, path: str, *options: str | None, **named: str | None) -> str:
+    foreign = "/site-packages/" in path and "/site-packages/bayesmem/" not in path
+    return cache_from_source(path, *options, **named) if foreign else _of_hook(hook, path, *options, **named)
+
+
+import_hook._optimized_cache_from_source = _compiled
 
 
 @pytest.fixture
