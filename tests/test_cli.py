@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import pytest
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from bayesmem import cli
 from bayesmem.experiments import recall
 from bayesmem.report.records import Records
+from bayesmem.tasks import text
 
 
 def bayesmem(*arguments, cwd=None):
@@ -32,12 +34,13 @@ def test_every_command_has_help():
         assert result.exit_code == 0 and "Usage" in result.output
 
 
-def test_collision_writes_records_and_a_page(tmp_path):
+def test_collision_writes_records_and_a_page(tmp_path, monkeypatch):
     quick = ["run", "collision", "--out", str(tmp_path), "--quick", "--sweep", "collision", "--sweep", "noise"]
     result = CliRunner().invoke(cli.app, quick)
     assert result.exit_code == 0, result.output
     assert "holds" in result.output and "fails" not in result.output
-    assert (tmp_path / "report.html").is_file()
+    assert "data:image/svg+xml;base64," in (tmp_path / "report.html").read_text()
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: file.write("<svg/>"))  # once is enough
     drawn = CliRunner().invoke(cli.app, ["report", str(tmp_path), "--pictures", str(tmp_path / "img")])
     assert drawn.exit_code == 0
     names = {
@@ -78,7 +81,9 @@ def test_auroc():
 
 
 def test_text_end_to_end(tmp_path):
-    result = bayesmem("run", "text", "--steps", "2", "--out", str(tmp_path))
+    book = tmp_path / "book.txt"
+    book.write_bytes(text.load().train.tobytes()[:20_000])  # little to be measured on
+    result = bayesmem("run", "text", "--steps", "2", "--out", str(tmp_path), "--text", str(book))
     assert result.returncode == 0, result.stderr
     html = (tmp_path / "report.html").read_text()
     assert "held-out bits per byte" in html
@@ -98,10 +103,20 @@ def test_text_end_to_end(tmp_path):
         (["run", "recall-discrete", "--vocab-size", "40"], "too few to ask for as many strangers as 10 pairs"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, arguments, said):
-    result = bayesmem(*arguments, cwd=tmp_path)
-    assert result.returncode == 2
-    assert said in result.stderr.replace("\n", " ") and "Traceback" not in result.stderr
+def test_bad_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bayesmem", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    stderr = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said in stderr.replace("\n", " ") and "Traceback" not in stderr and not list(tmp_path.glob("*"))
+
+
+def test_bad_input_is_one_line_of_a_process(tmp_path):
+    result = bayesmem("report", "nowhere", cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert "no records at" in result.stderr.replace("\n", " ") and "Traceback" not in result.stderr
 
 
 def test_an_interrupted_run_keeps_what_it_has(tmp_path, monkeypatch):

@@ -60,10 +60,10 @@ TextFile = Annotated[Path | None, typer.Option("--text", help="A text file to tr
 @app.command()
 def demo(out: Out = Path("runs/demo"), seed: Seed = 0, text: TextFile = None) -> None:
     """Collision, recall and real text, then a table and a page: about five minutes on two cores."""
-    _prepare()
     from bayesmem.tasks.text import load
 
     load(text)  # a missing file is said now, not after minutes
+    _prepare()
     _finish(out, (lambda: _collision(out, seed), lambda: _recall(out, seed), lambda: _text(out, seed, text)))
 
 
@@ -81,7 +81,6 @@ def run_collision(
     ] = None,
 ) -> None:
     """Predicted against simulated recall, for every rule with a closed form (a minute or two)."""
-    _prepare()
     given = {"cosine": cosine, "writes_a": writes, "noise_var": noise, "precision": precision}
     changes = {k: v for k, v in given.items() if v is not None}
     _finish(out, (lambda: _collision(out, seed, quick, sweep, **changes),))
@@ -187,16 +186,17 @@ def report(
 ) -> None:
     """Draw the page of a run's folder again from its records, or from a file of records pictures and results."""
     lone = out.suffix == ".jsonl"
+    if lone and not (pictures or results):
+        raise ValueError(f"{out} is a file of records; say what to draw from it, --pictures or --results.")
     records = Records(out) if lone else records_in(out)
     if results:
         text = collision_results.markdown(records, results, pictures or results.parent / "img")
         results.write_text(text, encoding="utf-8")
-    if lone and not (pictures or results):
-        raise ValueError(f"{out} is a file of records; say what to draw from it, --pictures or --results.")
+    of_page = page.pictures(records) if pictures or not lone else {}
     if not lone:
-        console.print(f"report: {page.write(records, out / 'report.html').resolve()}", soft_wrap=True)
+        console.print(f"report: {page.write(records, out / 'report.html', of_page).resolve()}", soft_wrap=True)
     if pictures:
-        drawn = page.pictures(records) | bench_plots.pictures(beside(records) if lone else records)
+        drawn = of_page | bench_plots.pictures(beside(records) if lone else records)
         for part in (recall_report, mqar_report, language_report, distill_report):
             drawn |= part.pictures(part.beside(records) if lone else records)
         _draw(drawn, pictures)

@@ -3,7 +3,7 @@
 import base64
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,13 @@ class Row:
     best: tuple[int, ...] = ()
 
 
-def write(records: Records, path: Path) -> Path:
+def write(records: Records, path: Path, drawn: Mapping[str, plots.Picture] | None = None) -> Path:
     """Draw ``path`` from the records; parts that have not run are named as such.
+
+    Args:
+        records: what the page tells.
+        path: file to write.
+        drawn: its ``pictures``, where they are drawn already.
 
     Raises:
         ValueError: no records at all.
@@ -52,7 +57,7 @@ def write(records: Records, path: Path) -> Path:
     page = environment.get_template("page.html.j2").render(
         names=NAMES,
         rows=summary(records),
-        pictures=pictures(records),
+        pictures=pictures(records) if drawn is None else drawn,
         verdicts=verdicts(swept),
         sections=sections(swept),
         recall=recall,
