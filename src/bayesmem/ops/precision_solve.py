@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.nn.functional import pad
 
 from bayesmem.ops.chunking import cut, joined, map_chunks
@@ -38,7 +39,7 @@ ITERATIONS_PER_KEY_DIM = 4  # then the factorisations do the work
 _Given = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # k to initial_precision, as below
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # how often it iterates depends on the data
+@_disable_dynamo  # how often it iterates depends on the data; torch.compiler.disable would import the compiler now
 def solve_precision(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B H T K"],
@@ -75,7 +76,8 @@ def solve_precision(
         )
         floors = (floor, floor) if axis == 0 else floor.tensor_split(2, 0)
         halves = [(*x[:3], part, *x[3:]) for x, part in zip(streams, floors, strict=True)]
-        return torch.cat([solve_precision(*half, limit, kernel_chunk) for half in halves], axis)
+        parts = [solve_precision(*half, limit, kernel_chunk) for half in halves]  # type: ignore[call-arg]
+        return torch.cat(parts, axis)
     solution: Tensor = _Solve.apply(limit, kernel_chunk, q, k, log_discount, floor, obs_noise, initial_precision)
     return solution
 
