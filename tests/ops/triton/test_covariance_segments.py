@@ -72,7 +72,8 @@ def test_the_filter_does_not_show_its_cuts(monkeypatch):
     monkeypatch.setattr(covariance_segments, "FORWARD_CUTS", (fused.CHUNK, 2))
     monkeypatch.setattr(covariance_segments, "BACKWARD_CUTS", (fused.CHUNK, 2))
     monkeypatch.setattr(mean_chain, "CUTS", (fused.CHUNK, 2))
-    case = fused.prepared(fused.DESIGNS[0], torch.float32, key_dim=5, value_dim=7, length=51, rows=4)
+    sizes = {"heads": 1, "key_dim": 5, "value_dim": 7, "length": 51, "rows": 4}
+    case = fused.prepared(fused.DESIGNS[0], torch.float32, **sizes)
     fused.assert_filters(case, torch.float32, fused.PACKED)
 
 

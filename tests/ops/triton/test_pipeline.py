@@ -35,8 +35,8 @@ def test_pieces_hold_every_chunk_once(parts, room):
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 def test_the_filter_in_pieces_is_the_float64_form_and_its_gradients(monkeypatch, packed):
     monkeypatch.setattr("bayesmem.ops.fused.filter.parts_of", lambda *_: 3)
-    sizes = {"batch": 1, "length": 83, "rows": 4} if packed else {"batch": 2, "length": 45}
-    case = prepared(FULL, torch.float32, heads=2, groups=1, key_dim=7, value_dim=5, **sizes)
+    sizes = {"batch": 1, "heads": 1, "length": 83, "rows": 4} if packed else {"batch": 2, "heads": 2, "length": 45}
+    case = prepared(FULL, torch.float32, groups=1, key_dim=7, value_dim=5, **sizes)
     assert_filters(case, torch.float32, PACKED if packed else None)
 
 
