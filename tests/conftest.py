@@ -7,6 +7,7 @@ import jaxtyping
 import jaxtyping._import_hook as import_hook
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -27,6 +28,23 @@ def _compiled(hook: str, path: str, *options: str | None, **named: str | None) -
 
 
 import_hook._optimized_cache_from_source = _compiled
+
+
+# Files whose tests share something that takes long to make: each goes to one worker, or every worker would make it.
+TOGETHER = ("experiments/test_collision.py", "train/test_distill_run.py", "train/test_ranks.py")
+
+
+class Scheduling(LoadScopeScheduling):
+    """Test by test, save for the files above. (Of xdist's own, loadgroup does nothing under pytest 9.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return file if file.endswith(TOGETHER) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    return Scheduling(config, log)
 
 
 @pytest.fixture
