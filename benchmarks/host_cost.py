@@ -28,7 +28,7 @@ ITSELF, CHEAP = Operator.__call__, Launched.__getitem__
 
 def dispatched(self: Operator, *args: object) -> object:
     """As of ``Operator.__call__``, through the dispatcher always."""
-    return self.traced(*args)
+    return self.dispatched(*args)
 
 
 def bound(self: Launched, grid: tuple[int, ...]) -> Callable[..., None]:

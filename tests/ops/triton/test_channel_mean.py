@@ -172,7 +172,7 @@ def test_the_operator_is_what_it_tells_torch() -> None:
     bounds = torch.tensor([0, 17, 20], device=DEVICE)
     given = [x[name].requires_grad_() for name in NAMES]
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(channel_mean_op.traced, (*given, bounds, 1, 16, True), test_utils=tests)
+    torch.library.opcheck(channel_mean_op.dispatched, (*given, bounds, 1, 16, True), test_utils=tests)
 
 
 def test_a_full_covariance_that_retains_per_channel_is_refused_by_name_and_left_to_the_chunk_form() -> None:

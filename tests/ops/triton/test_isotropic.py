@@ -162,4 +162,4 @@ def test_the_operator_is_sound():
     keep, *rest = (x.to(DEVICE).requires_grad_() for x in problem((0, 3, 5), 2))
     bounds = torch.tensor([0, 3, 5], dtype=torch.int32, device=DEVICE)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(isotropic_op.traced, (keep, *rest, 4, bounds, 1, 16), test_utils=tests)
+    torch.library.opcheck(isotropic_op.dispatched, (keep, *rest, 4, bounds, 1, 16), test_utils=tests)

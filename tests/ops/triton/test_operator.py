@@ -53,7 +53,7 @@ def inputs():
 @pytest.mark.parametrize("with_weight", [True, False])
 def test_by_itself_it_is_what_the_dispatcher_gives(with_weight):
     found = []
-    for call in (scaled, scaled.traced):
+    for call in (scaled, scaled.dispatched):
         x, weight = inputs()
         y, total = call(x, weight if with_weight else None, 3.0)
         assert y.requires_grad and total.requires_grad
@@ -91,11 +91,27 @@ def test_compiled_it_is_one_graph_with_its_gradient():
     assert torch.allclose(x.grad, (4 * weight).expand_as(x))
 
 
-def test_second_derivatives_are_refused():
+@pytest.mark.parametrize("call", [scaled, scaled.dispatched], ids=["by itself", "dispatched"])
+@pytest.mark.parametrize("power", [1, 2])
+def test_second_derivatives_are_refused(call, power):
+    """Also where what comes in depends on nothing: such a penalty would be dropped without a word."""
     x, weight = inputs()
-    (first,) = torch.autograd.grad(scaled(x, weight, 2.0)[0].square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
+    first = torch.autograd.grad(call(x, weight, 2.0)[0].pow(power).sum(), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="the kernels of scaled have first derivatives only"):
+        (x.sum() + first.square().sum()).backward()
+
+
+class Wrapped(torch.Tensor):
+    """A subclass, which has its own ways."""
+
+
+def test_subclasses_meet_the_operator_wherever_they_stand(monkeypatch):
+    x, weight = inputs()
+    seen = []
+    monkeypatch.setattr(scaled, "dispatched", lambda *args: seen.append(args))
+    scaled(x, weight.detach().as_subclass(Wrapped), 2.0)
+    scaled(torch.nn.Parameter(x.detach()), weight, 2.0)
+    assert len(seen) == 1
 
 
 def test_without_a_gradient_it_says_so():

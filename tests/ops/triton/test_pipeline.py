@@ -73,4 +73,4 @@ def test_the_operator_is_sound():
     floor = torch.zeros(1, device=DEVICE)
     given = (row("q"), row("k"), row("v"), *gates, floor, *start, None, 1, CHUNK, True, True, True)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(filter_op.traced, given, test_utils=tests)
+    torch.library.opcheck(filter_op.dispatched, given, test_utils=tests)

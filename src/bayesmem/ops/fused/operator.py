@@ -2,8 +2,8 @@
 
 ``torch.library``'s autograd makes a function of its own at every call, and the dispatcher's way to Python and back adds
 to it: together more of the host than some kernels take of the GPU. Eager calls therefore go to the Python function
-itself, or to one ``torch.autograd.Function`` around it. ``torch.compile``, ``torch.export``, ``torch.func`` and every
-dispatch mode (fake tensors, selective checkpointing, counters) meet the operator as before.
+itself, or to one ``torch.autograd.Function`` around it. ``torch.compile``, ``torch.export``, ``torch.func``, tensor
+subclasses and every dispatch mode (fake tensors, selective checkpointing, counters) meet the operator as before.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+PLAIN = (Tensor, Parameter)
 
 
 class Operator:
@@ -25,32 +26,32 @@ class Operator:
     """
 
     def __init__(self, name: str, run: Callable[..., Any]):
-        self.traced = torch.library.custom_op(name, run, mutates_args=())
+        self.dispatched = torch.library.custom_op(name, run, mutates_args=())
         self.run = run
         self.function: Any = None
         self.__doc__ = run.__doc__
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
         """Shapes and dtypes of what comes out, for tracers."""
-        return self.traced.register_fake(fake)
+        return self.dispatched.register_fake(fake)
 
     def register_autograd(self, gradient: Callable[..., Any], context: Callable[..., None]) -> None:
-        """Give it first derivatives.
+        """Give it first derivatives; second ones are refused where they are asked for.
 
         Args:
             gradient: of ``ctx`` and the gradients of all that ``run`` returns, as of ``torch.autograd.Function``.
             context: of ``ctx``, inputs and output; keeps what ``gradient`` needs.
         """
-        self.traced.register_autograd(gradient, setup_context=context)
+        backward = _once(gradient, self.run.__name__)
+        self.dispatched.register_autograd(backward, setup_context=context)
 
-        def forward(
-            ctx: Any, *args: Any
-        ) -> Any:  # in one: with setup_context apart torch binds arguments by inspection
+        # One piece: of a setup_context apart, torch inspects the signature at every call.
+        def forward(ctx: Any, *args: Any) -> Any:
             output = self.run(*args)
             context(ctx, args, output)
             return output
 
-        methods = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(gradient))}
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         self.function = type(self.run.__name__, (torch.autograd.Function,), methods)
 
     def __call__(self, *args: Any) -> Any:
@@ -59,19 +60,44 @@ class Operator:
         Raises:
             NotImplementedError: one is asked for and there is none.
         """
-        if torch.compiler.is_compiling() or _watched() or type(args[0]) not in (Tensor, Parameter):
-            return self.traced(*args)
-        learning = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
-        if not learning:
+        if torch.compiler.is_compiling() or _modes_active():
+            return self.dispatched(*args)
+        needs_grad = False
+        for x in args:
+            if isinstance(x, Tensor):
+                if type(x) not in PLAIN:
+                    return self.dispatched(*args)
+                needs_grad = needs_grad or x.requires_grad
+        if not (needs_grad and torch.is_grad_enabled()):
             return self.run(*args)
         if self.function is None:
             raise NotImplementedError(f"{self.run.__name__} has no gradient of its own; its inputs must not need one.")
         return self.function.apply(*args)
 
 
-def _watched() -> bool:
+def _modes_active() -> bool:
     """Whether a dispatch mode or a transform of ``torch.func`` is at work."""
     return is_in_torch_dispatch_mode() or torch._C._are_functorch_transforms_active()
+
+
+def _once(gradient: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """``gradient``, whose results refuse to be differentiated.
+
+    torch's ``once_differentiable`` refuses only where the gradients that come in depend on something: a penalty on the
+    gradient of a sum would be dropped without a word.
+    """
+    told = f"the kernels of {name} have first derivatives only".encode()
+
+    def backward(ctx: Any, *given: Tensor | None) -> Any:
+        with torch.no_grad():
+            found = gradient(ctx, *given)
+        if not torch.is_grad_enabled():
+            return found
+        every = found if isinstance(found, tuple) else (found,)
+        refuse = torch._C._functions.DelayedError(told, len(every))
+        return refuse(*(None if x is None else x.detach().requires_grad_() for x in every))  # type: ignore[arg-type]
+
+    return backward
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayesmem.ops.triton.launched import cdiv, launched, power_of_two
+from bayesmem.ops.triton.launched import launched
+from bayesmem.ops.triton.sizes import cdiv, power_of_two
 
 TILE = 4096  # numbers a program holds of each operand
 

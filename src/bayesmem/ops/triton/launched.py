@@ -2,7 +2,8 @@
 
 Triton binds and specialises all arguments anew at every launch, and reads its settings from the environment, which
 takes the host longer than some kernels take the GPU. What it would find again is kept here by all that it depends on,
-and the compiled kernel is called as Triton lets one call it.
+and the compiled kernel is called as Triton lets one call it. Its hooks, and its check that a kernel's global names are
+what they were, run at the first launch of a kind only.
 """
 
 from collections.abc import Callable
@@ -16,18 +17,16 @@ ALIGNED = 16  # bytes: pointers, and whole numbers, that are multiples of it are
 
 
 class Launched:
-    """A kernel of tensors, numbers and ``None``, then options by name, launched as any: ``kernel[grid](...)``.
+    """A kernel of tensors, numbers and ``None`` in their order, and ``constexpr`` by name, launched as any.
 
     Args:
-        kernel: made by ``triton.jit``.
+        kernel: made by ``triton.jit``; its ``constexpr`` parameters come last.
     """
 
     def __init__(self, kernel: Any):
         self.kernel = kernel
         self.compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.kernel, name)
+        self.given = sum(not param.is_constexpr for param in kernel.params)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return lambda *args, **options: self._launch(grid, args, options)
@@ -39,12 +38,18 @@ class Launched:
         ]
         key = (torch.cuda.current_device(), *kinds, *options.items())
         known = self.compiled.get(key)
-        if known is None:
-            compiled = self.kernel[grid](*args, **options)
-            self.compiled[key] = compiled, tuple(options[name] for name in self.kernel.arg_names[len(args) :])
+        if known is not None:
+            compiled, constants = known
+            compiled[(*grid, 1, 1)[:3]](*args, *constants)
             return
-        compiled, constants = known
-        compiled[(*grid, 1, 1)[:3]](*args, *constants)
+        if len(args) != self.given:
+            raise TypeError(
+                f"{len(args)} arguments in their order; expected {self.given}, and every constexpr by its name."
+            )
+        constants = tuple(options[name] for name in self.kernel.arg_names[self.given :])
+        compiled = self.kernel[grid](*args, **options)
+        if compiled is not None:  # a hook of Triton's may forbid to compile
+            self.compiled[key] = compiled, constants
 
 
 def _kind(x: int | float) -> tuple[Any, ...]:
@@ -55,15 +60,9 @@ def _kind(x: int | float) -> tuple[Any, ...]:
 
 
 def launched(kernel: Any) -> Any:
-    """The same kernel, launched cheaply; as it is where Triton interprets, which has nothing to compile."""
-    return Launched(kernel) if isinstance(kernel, JITFunction) else kernel
+    """The same kernel, launched cheaply.
 
-
-def cdiv(size: int, step: int) -> int:
-    """How many steps cover ``size``; Triton's own, which kernels can call too, takes the host some microseconds."""
-    return -(-size // step)
-
-
-def power_of_two(size: int) -> int:
-    """The least that is ``size`` (at least 1) or more; likewise."""
-    return 1 << (size - 1).bit_length()
+    As it is where Triton interprets, which has nothing to compile, and on AMD's GPUs, for which it specialises by the
+    size of what lies behind a pointer too.
+    """
+    return Launched(kernel) if isinstance(kernel, JITFunction) and torch.version.hip is None else kernel

@@ -21,10 +21,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayesmem.ops.triton.launched import cdiv, launched
+from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning, local_config
 from bayesmem.ops.triton.mean_tiles import load_rows, place, state_tile, store_rows
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
+from bayesmem.ops.triton.sizes import cdiv
 from bayesmem.ops.triton.spans import Spans
 
 

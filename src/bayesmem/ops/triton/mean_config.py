@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.triton.device import LARGE_SHARED, limits
-from bayesmem.ops.triton.launched import cdiv, power_of_two
+from bayesmem.ops.triton.sizes import cdiv, power_of_two
 from bayesmem.ops.triton.spans import Spans
 
 Config = dict[str, int]

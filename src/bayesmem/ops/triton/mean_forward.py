@@ -17,11 +17,12 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesmem.ops.triton.launched import cdiv, launched
+from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_chain import chain_tensors, launch_chain, mean_entering, mean_segments
 from bayesmem.ops.triton.mean_config import Tuning, readout_config
 from bayesmem.ops.triton.mean_prepare import prepare, prepared_tensors
 from bayesmem.ops.triton.mean_tiles import load_rows, ordered, place, square_tile, state_tile, store_rows
+from bayesmem.ops.triton.sizes import cdiv
 from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
 
 

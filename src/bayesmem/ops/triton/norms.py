@@ -18,7 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from bayesmem.ops.triton.device import limits
-from bayesmem.ops.triton.launched import cdiv, launched, power_of_two
+from bayesmem.ops.triton.launched import launched
+from bayesmem.ops.triton.sizes import cdiv, power_of_two
 
 ACTIVATIONS = {None: 0, "silu": 1, "sigmoid": 2}
 TILE = 4096  # numbers a program holds of each operand
@@ -177,7 +178,7 @@ def norm_backward(
     dweight = None if weight is None else x.new_zeros(programs, x.shape[-1], dtype=torch.float32)
     grid = (programs,)
     norm_backward_kernel[grid](
-        x, gate, weight, dy, dmissing, dx, dgate, dweight, rows, eps, unit, ACT=ACTIVATIONS[act], **blocks
+        x, gate, weight, dy, dmissing, dx, dgate, dweight, rows, eps, UNIT=unit, ACT=ACTIVATIONS[act], **blocks
     )
     return dx, dgate, None if weight is None or dweight is None else dweight.sum(0).to(weight.dtype)
 

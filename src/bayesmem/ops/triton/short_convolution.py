@@ -20,8 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayesmem.ops.triton.launched import cdiv, launched
+from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.norms import activation
+from bayesmem.ops.triton.sizes import cdiv
 
 MAX_TAPS = 4
 WALK = 64  # rows that a program walks over, a multiple of four
