@@ -7,7 +7,11 @@ import jaxtyping
 import jaxtyping._import_hook as import_hook
 import pytest
 import torch
-from xdist.scheduler import LoadScopeScheduling
+
+try:
+    from xdist.scheduler import LoadScopeScheduling
+except ImportError:  # one process then
+    LoadScopeScheduling = object
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -19,7 +23,7 @@ if not torch.cuda.is_available():
 
 # While one of our modules is imported, the hook of the type checks looks under its own names for the compiled form of
 # whatever that module imports too, and so compiles torch._dynamo and transformers anew. Those have nothing to check.
-_of_hook = import_hook._optimized_cache_from_source
+_of_hook = getattr(import_hook, "_optimized_cache_from_source", None)
 
 
 def _compiled(hook: str, path: str, *options: str | None, **named: str | None) -> str:
@@ -27,7 +31,8 @@ def _compiled(hook: str, path: str, *options: str | None, **named: str | None) -
     return cache_from_source(path, *options, **named) if foreign else _of_hook(hook, path, *options, **named)
 
 
-import_hook._optimized_cache_from_source = _compiled
+if _of_hook is not None:  # private: without it tests start later, and are the same
+    import_hook._optimized_cache_from_source = _compiled
 
 
 # Files whose tests share something that takes long to make: each goes to one worker, or every worker would make it.
@@ -44,7 +49,7 @@ class Scheduling(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    return Scheduling(config, log)
+    return Scheduling(config, log) if config.option.dist == "load" else None  # which is what -n alone gives
 
 
 @pytest.fixture

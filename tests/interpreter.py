@@ -6,8 +6,8 @@ place. They are there already: since the launch, or since the first function of 
 
 from triton.runtime import interpreter
 
-_launch, _patch = interpreter.GridExecutor.__call__, interpreter._patch_lang
-_numpy_type = interpreter._get_np_dtype
+_launch = interpreter.GridExecutor.__call__
+_patch, _numpy_type = (getattr(interpreter, name, None) for name in ("_patch_lang", "_get_np_dtype"))
 _patched: set[int] = set()  # namespaces of functions, since the launch
 _types: dict[str, object] = {}
 
@@ -33,6 +33,8 @@ def numpy_type(kind):
 
 
 def hasten() -> None:
+    if _patch is None or _numpy_type is None:  # private: without them tests take longer, and are the same
+        return
     interpreter.GridExecutor.__call__ = launch
     interpreter._patch_lang = patch
     interpreter._get_np_dtype = numpy_type

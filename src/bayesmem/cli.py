@@ -192,11 +192,11 @@ def report(
     if results:
         text = collision_results.markdown(records, results, pictures or results.parent / "img")
         results.write_text(text, encoding="utf-8")
-    of_page = page.pictures(records) if pictures or not lone else {}
+    page_pictures = page.pictures(records) if pictures or not lone else {}
     if not lone:
-        console.print(f"report: {page.write(records, out / 'report.html', of_page).resolve()}", soft_wrap=True)
+        console.print(f"report: {page.write(records, out / 'report.html', page_pictures).resolve()}", soft_wrap=True)
     if pictures:
-        drawn = of_page | bench_plots.pictures(beside(records) if lone else records)
+        drawn = page_pictures | bench_plots.pictures(beside(records) if lone else records)
         for part in (recall_report, mqar_report, language_report, distill_report):
             drawn |= part.pictures(part.beside(records) if lone else records)
         _draw(drawn, pictures)

@@ -129,19 +129,24 @@ def test_the_time_to_learn(made, tmp_path):
 
 
 def test_how_soon_each_learns_is_told_by_those_that_were_looked_at_often(made, tmp_path):
-    made.add("deltanet", 0.9)
-    made.add("kda", 0.5)
+    for seed in range(3):
+        made.add("deltanet", 0.9, seed=seed)
+        made.add("kda", 0.5, seed=seed)
     assert "### How soon" not in made.text(tmp_path)
-    once = {"evaluate_every": 50}
-    made.add("deltanet", 0.995, {"reached": {"step": 1200, "seconds": 30.0}}, **once)
-    made.add("bayesian", 0.995, {"reached": {"step": 500, "seconds": 20.0}}, **once)
-    made.add("kda", 0.5, **once)
+    often = {"evaluate_every": 50}
+    made.add("deltanet", 0.995, {"reached": {"step": 1200, "seconds": 30.0}}, **often)
+    made.add("bayesian", 0.995, {"reached": {"step": 500, "seconds": 20.0}}, **often)
+    made.add("kda", 0.5, **often)
+    made.add("gla", 0.5, {"milestones": []}, **often)
+    made.add("bayesian", 0.995, {"reached": {"step": 400, "seconds": 10.0}}, hidden_size=128, **often)  # not comparable
+    made.add("mamba2", 0.7, evaluate_every=500)  # one look in a while says nothing of the others
     text, lines = made.flat(tmp_path), made.lines(tmp_path)
     first = lines.index("| `bayesian` | 0.01 | 500 | 20.0 | 40.0 |")
     assert lines[first + 1] == "| `deltanet` | 0.01 | 1,200 | 30.0 | 25.0 |"
     assert lines[first + 2] == "| `kda` | 0.01 | never (at most 0.500) |  |  |"
-    assert "The first look, every 50 steps, at which accuracy on other rows of (256, 64) was 99%; seed 0," in text
-    assert "| `deltanet` | 9,216 | 1,000 | 0.01 | 1 | **0.900** |" in text and "| `bayesian` | 8,192" not in text
+    assert lines[first + 3] == "| `gla` | 0.01 | never looked at |  |  |" and not lines[first + 4].startswith("| `")
+    assert "The first look, every 50 steps, at which accuracy on other rows of (256, 64) was 99%, seed 0;" in text
+    assert "| `deltanet` | 9,216 | 1,000 | 0.01 | 3 | **0.900**" in text and "| `bayesian` | 8,192" not in text
 
 
 def fill(made, model, far, **changes):

@@ -221,7 +221,7 @@ def choice(figures: dict[str, Any]) -> float:
 
 def every_data(sweep: Sweep, stages: Sequence[str]) -> list[Job]:
     """One job for each kind of rows that some stages may need, to have them made."""
-    seeds = sweep.seeds[:1] if list(stages) == ["learning-rates"] else sweep.seeds
+    seeds = sweep.seeds[:1] if set(stages) <= {"learning-rates", "speed"} else sweep.seeds
     kinds = DATA if "variants" in stages else (PLAIN,)
     base = sweep.job(sweep.models[0])
     return [replace(base, seed=seed, data=data) for data in kinds for seed in seeds]

@@ -24,7 +24,7 @@ from bayesmem.report.mqar_data import (
     studies,
 )
 from bayesmem.report.mqar_plots import alts, picture_name, pictures, suffix
-from bayesmem.report.mqar_speed import race, speed
+from bayesmem.report.mqar_speed import speed, time_to_learn
 from bayesmem.report.mqar_verdict import named, verdict
 from bayesmem.report.records import Records
 
@@ -72,7 +72,7 @@ def _part(found: Study, number: int, left_out: int, records: Records, path: Path
             _group(found, group) | {"picture": picture_name(group) + of, "alt": shown.get(picture_name(group) + of)}
             for group in found.groups
         ],
-        race=race(found),
+        time_to_learn=time_to_learn(found),
         ablations=_ablations(found),
         not_run=not_run(found) if number == 0 else [],
     )

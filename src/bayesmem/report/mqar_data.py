@@ -116,14 +116,15 @@ class Study:
         settings: those that all its records share, and the precision and output gate of most.
         groups: by size and data; the narrowest of Zoology's own, matched by state, first.
         ablations: records of one changed choice, in words.
-        speed: those that were looked at more often than the others, to tell how soon they learn; no part of ``groups``.
+        looked_often: records of more looks at the milestone than most have, to tell how soon models learn; no part of
+            ``groups``.
         records: all that count.
     """
 
     settings: dict[str, Any]
     groups: list[Group]
     ablations: dict[str, list[Record]]
-    speed: list[Record]
+    looked_often: list[Record]
     records: list[Record]
 
     @property
@@ -170,23 +171,24 @@ def _covers(other: Study, one: Study) -> bool:
 
 def _study(every: list[Record], settings: dict[str, Any]) -> Study:
     same = [record for record in every if _shared(record) == settings]
-    precision = Counter(record.settings["precision"] for record in same).most_common(1)[0][0]
-    gates = Counter(_gate(record.settings) for record in same if record.name != ATTENTION)
+    usual = Counter(record.settings["evaluate_every"] for record in same).most_common(1)[0][0]
+    told: list[Record] = []
+    often: list[Record] = []
+    for record in same:
+        (often if record.settings["evaluate_every"] < usual else told).append(record)
+    precision = Counter(record.settings["precision"] for record in told).most_common(1)[0][0]
+    gates = Counter(_gate(record.settings) for record in told if record.name != ATTENTION)
     gate = gates.most_common(1)[0][0] if gates else None
-    usual = max(record.settings["evaluate_every"] for record in same)
-    speed = [record for record in same if record.settings["evaluate_every"] < usual]
     plain: dict[tuple[int, str, str], list[Record]] = {}
     ablations: dict[str, list[Record]] = {}
-    for record in same:
+    for record in told:
         s = record.settings
-        if record in speed:
-            continue
         if words := changed(s, precision, gate):
             ablations.setdefault(words, []).append(record)
         else:
             plain.setdefault((s["hidden_size"], s["matched"], s["data"]), []).append(record)
     groups = [Group(*key, _arms(plain[key])) for key in sorted(plain, key=_order)]
-    return Study(settings | {"precision": precision, "output_gate": gate}, groups, ablations, speed, same)
+    return Study(settings | {"precision": precision, "output_gate": gate}, groups, ablations, often, same)
 
 
 def changed(settings: dict[str, Any], precision: str, gate: str | None = None) -> str:

@@ -14,34 +14,45 @@ def speed(arm: Arm) -> list[str]:
     if reached:
         steps, seconds = (mean([one[what] for one in reached]) for what in ("step", "seconds"))
         return [f"{steps:,.0f}", f"{seconds:.0f}", f"{len(reached)} of {len(arm.rows)}", whole]
-    looks = [right for row in arm.rows for *_, right in row.figures["milestones"]]
-    best = f"never (at most {max(looks):.3f})" if looks else "never looked at"
-    return [best, "", f"0 of {len(arm.rows)}", whole]
+    return [_never(arm.rows), "", f"0 of {len(arm.rows)}", whole]
 
 
-def race(found: Study) -> dict[str, Any]:
-    """How soon every model learns, the soonest first; empty where nothing was run for it."""
-    rows = [record for record in found.speed if "diverged" not in record.figures]
+def _never(rows: list[Record]) -> str:
+    looks = [right for row in rows for *_, right in row.figures["milestones"]]
+    return f"never (at most {max(looks):.3f})" if looks else "never looked at"
+
+
+def time_to_learn(found: Study) -> dict[str, Any]:
+    """How soon every model of the main group learns, the soonest first; empty where nothing was run for it."""
+    main = next((group for group in found.groups if group.main), None)
+    if main is None:
+        return {}
+    place = {"hidden_size": main.width, "matched": main.matched, "data": main.data}
+    rows = [
+        record
+        for record in found.looked_often
+        if place.items() <= record.settings.items() and "diverged" not in record.figures
+    ]
     if not rows:
         return {}
-
-    def line(record: Record) -> list[str]:
-        reached, s = record.figures["reached"], record.settings
-        named_ = [f"`{record.name}`", f"{s['learning_rate']:g}"]
-        if reached is None:
-            return [*named_, f"never (at most {max(right for *_, right in record.figures['milestones']):.3f})", "", ""]
-        step, seconds = reached["step"], reached["seconds"]
-        return [*named_, f"{step:,}", f"{seconds:.1f}", f"{1e3 * seconds / step:.1f}"]
 
     def soonest(record: Record) -> float:
         reached = record.figures["reached"]
         return float("inf") if reached is None else float(reached["seconds"])
 
     return {
-        "rows": [line(record) for record in sorted(rows, key=soonest)],
+        "rows": [_line(record) for record in sorted(rows, key=soonest)],
         "milestone": named(tuple(found.settings["scale"]["milestone"])),
         "every": sorted({record.settings["evaluate_every"] for record in rows}),
         "beside": sorted({record.figures["beside"] for record in rows}),
         "devices": sorted({record.context["device"] for record in rows}),
         "seeds": sorted({record.settings["seed"] for record in rows}),
     }
+
+
+def _line(record: Record) -> list[str]:
+    reached, cells = record.figures["reached"], [f"`{record.name}`", f"{record.settings['learning_rate']:g}"]
+    if reached is None:
+        return [*cells, _never([record]), "", ""]
+    step, seconds = reached["step"], reached["seconds"]
+    return [*cells, f"{step:,}", f"{seconds:.1f}", f"{1e3 * seconds / step:.1f}"]
