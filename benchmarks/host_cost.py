@@ -8,9 +8,7 @@ torch's dispatcher (``ops/fused/operator.py``), kernels launched cheaply or Trit
 Rows go to FILE, one record a line.
 """
 
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from bayesmem.ops import bayesian_filter
 from bayesmem.ops.fused.operator import Operator
 from bayesmem.ops.triton.launched import Launched
 from bayesmem.report.records import Records
-from pipeline import HEADS, SIZE, inputs
+from pipeline import HEADS, SIZE, called, inputs
 
 SIZES = ((2, 4096), (8, 4096), (1, 512))
 ITSELF, CHEAP = Operator.__call__, Launched.__getitem__
@@ -35,20 +33,6 @@ def bound(self: Launched, grid: tuple[int, ...]) -> Callable[..., None]:
     """As of ``Launched.__getitem__``, arguments bound anew always."""
     launch: Callable[..., None] = self.kernel[grid]
     return launch
-
-
-def times(call: Callable[[], object]) -> dict[str, float | list[float]]:
-    """Milliseconds: as called (least, median, most), and of the host."""
-    from triton.testing import do_bench
-
-    called = sorted(do_bench(call, warmup=25, rep=100, return_mode="all"))
-    host = []
-    for _ in range(30):
-        torch.cuda.synchronize()
-        begun = time.perf_counter()
-        call()
-        host.append(1e3 * (time.perf_counter() - begun))
-    return {"called_ms": [called[0], statistics.median(called), called[-1]], "host_ms": statistics.median(host)}
 
 
 def main() -> None:
@@ -73,7 +57,7 @@ def main() -> None:
             Operator.__call__, Launched.__getitem__ = call, launch  # type: ignore[method-assign]
             ways = {"operators": call is ITSELF, "kernels": launch is CHEAP}
             for name, run in (("forward", forward), ("backward", both)):
-                figures = times(run)
+                figures = called(run)
                 shape = {"B": batch, "T": length, "H": HEADS, "K": SIZE, "V": SIZE, "seed": 0}
                 records.add("host_cost", name, shape | {"by itself": ways}, figures)
                 print(name, shape, ways, figures, flush=True)

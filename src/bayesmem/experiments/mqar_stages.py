@@ -136,27 +136,23 @@ def _key(settings: dict[str, Any]) -> str:
 def _stage(stage: str, sweep: Sweep, found: Found) -> Iterator[Job | str]:
     """Jobs of a stage, and in words what waits for others."""
     first, others = ([m for m in group if m in sweep.models] for group in (FIRST, OTHERS))
+    more = sweep.seeds[1:]
     if stage == "learning-rates":
         yield from _rates(sweep, first)
     elif stage == "seeds":
-        yield from _seeds(sweep, found, first)
+        yield from _at_best(sweep, found, first, more)
     elif stage == "others":
         yield from _rates(sweep, others)
-        yield from _seeds(sweep, found, others)
+        yield from _at_best(sweep, found, others, more)
     elif stage == "speed":
-        for model in first + others:
-            rate = best_rate(sweep, found, model)
-            if rate is None:
-                yield f"the learning rates of {model}"
-            else:
-                yield sweep.job(model, learning_rate=rate, seed=sweep.seeds[0], evaluate_every=sweep.speed_every)
+        yield from _at_best(sweep, found, first + others, sweep.seeds[:1], {"evaluate_every": sweep.speed_every})
     elif stage == "widths":
         for width in sweep.widths[1:]:
             yield from _rates(sweep, first + others, hidden_size=width)
-            yield from _seeds(sweep, found, first + others, hidden_size=width)
+            yield from _at_best(sweep, found, first + others, more, hidden_size=width)
     elif stage == "parameters":
         yield from _rates(sweep, first + others, matched="parameters")
-        yield from _seeds(sweep, found, first + others, matched="parameters")
+        yield from _at_best(sweep, found, first + others, more, matched="parameters")
     elif stage == "ablations":
         rate = best_rate(sweep, found, BASE)
         if rate is None:
@@ -167,12 +163,8 @@ def _stage(stage: str, sweep: Sweep, found: Found) -> Iterator[Job | str]:
                 yield sweep.job(BASE, **{"learning_rate": rate, "seed": seed} | ablation.fields)
     else:  # other data, at the learning rate that was best on Zoology's
         for data in DATA:
-            for model in first if data != PLAIN else ():
-                rate = best_rate(sweep, found, model)
-                if rate is None:
-                    yield f"the learning rates of {model}"
-                else:
-                    yield from (sweep.job(model, learning_rate=rate, seed=seed, data=data) for seed in sweep.seeds)
+            if data != PLAIN:
+                yield from _at_best(sweep, found, first, sweep.seeds, {"data": data})
 
 
 def _rates(sweep: Sweep, models: Sequence[str], **fields: Any) -> Iterator[Job]:
@@ -181,13 +173,21 @@ def _rates(sweep: Sweep, models: Sequence[str], **fields: Any) -> Iterator[Job]:
             yield sweep.job(model, learning_rate=rate, seed=sweep.seeds[0], **fields)
 
 
-def _seeds(sweep: Sweep, found: Found, models: Sequence[str], **fields: Any) -> Iterator[Job | str]:
+def _at_best(
+    sweep: Sweep,
+    found: Found,
+    models: Sequence[str],
+    seeds: Sequence[int],
+    changes: dict[str, Any] | None = None,
+    **fields: Any,
+) -> Iterator[Job | str]:
+    """Each model at the rate that is best with ``fields``; ``changes`` are what the jobs have beside them."""
     rates = {model: best_rate(sweep, found, model, **fields) for model in models}
     yield from (f"the learning rates of {model}" for model, rate in rates.items() if rate is None)
-    for seed in sweep.seeds[1:]:
+    for seed in seeds:
         for model, rate in rates.items():
             if rate is not None:
-                yield sweep.job(model, learning_rate=rate, seed=seed, **fields)
+                yield sweep.job(model, learning_rate=rate, seed=seed, **fields, **changes or {})
 
 
 def best_rate(sweep: Sweep, found: Found, model: str, **fields: Any) -> float | None:

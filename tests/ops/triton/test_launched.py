@@ -10,7 +10,7 @@ import torch
 
 from bayesmem.ops import triton as triton_kernels
 from bayesmem.ops.triton.launched import Launched
-from bayesmem.ops.triton.sizes import cdiv, power_of_two
+from bayesmem.ops.triton.sizes import block, cdiv, power_of_two
 
 SITES = Path(__file__).with_name("launch_sites.py")
 ARGUMENTS = ("x", "y", "count", "K", "C")
@@ -113,6 +113,7 @@ def test_what_was_not_compiled_is_not_kept(kernel):
 
 
 def test_sizes():
+    assert [block(n) for n in (1, 17, 600)] == [16, 32, 512]
     assert [cdiv(n, 16) for n in (1, 16, 17)] == [1, 1, 2]
     assert [power_of_two(n) for n in (1, 2, 3, 64, 65)] == [1, 2, 4, 64, 128]
 

@@ -58,7 +58,7 @@ class Operator:
         """What ``run`` gives for these, its gradient with it where one is asked for.
 
         Raises:
-            NotImplementedError: one is asked for and there is none.
+            RuntimeError: one is asked for and there is none.
         """
         if torch.compiler.is_compiling() or _modes_active():
             return self.dispatched(*args)
@@ -71,7 +71,7 @@ class Operator:
         if not (needs_grad and torch.is_grad_enabled()):
             return self.run(*args)
         if self.function is None:
-            raise NotImplementedError(f"{self.run.__name__} has no gradient of its own; its inputs must not need one.")
+            raise RuntimeError(f"{self.run.__name__} has no gradient of its own; its inputs must not need one.")
         return self.function.apply(*args)
 
 

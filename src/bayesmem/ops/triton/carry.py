@@ -11,8 +11,8 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bayesmem.ops.triton.mean_config import block
 from bayesmem.ops.triton.segments import Segments
+from bayesmem.ops.triton.sizes import block, cdiv
 
 
 @triton.jit
@@ -101,7 +101,7 @@ def carry(
     heads, key_dim, value_dim = added.shape[1:]
     rows = block(key_dim, 32)
     columns = block(value_dim) if both else block(value_dim, 32)
-    grid = (len(segments) * heads, triton.cdiv(key_dim, rows), 1 if both else triton.cdiv(value_dim, columns))
+    grid = (len(segments) * heads, cdiv(key_dim, rows), 1 if both else cdiv(value_dim, columns))
     carry_kernel[grid](
         state,
         transition,

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from bayesmem.ops.triton.channel_local import channel_local
 from bayesmem.ops.triton.channel_prepare import channel_scale
-from bayesmem.ops.triton.mean_config import Tuning, block, chain_config
+from bayesmem.ops.triton.mean_config import Tuning, chain_config
 from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile, state_tile, store_rows
+from bayesmem.ops.triton.sizes import block, cdiv
 from bayesmem.ops.triton.spans import Spans
 
 
@@ -154,7 +155,7 @@ def channel_backward(
     dv, d_means = torch.empty_like(v), torch.empty_like(means)
     config = chain_config("chain_backward", k, value, heads, spans, 3, tuning)
     d_initial_mean = log_decay.new_empty(spans.sequences, heads, key, value)
-    channel_chain_backward_kernel[(spans.sequences * heads * triton.cdiv(value, config["BV"]),)](
+    channel_chain_backward_kernel[(spans.sequences * heads * cdiv(value, config["BV"]),)](
         *channel_scale(q, k, gain, log_decay, spans, tuning),
         solve,
         scores,

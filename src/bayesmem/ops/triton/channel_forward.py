@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops.triton.channel_prepare import channel_scale, channel_scores
-from bayesmem.ops.triton.mean_config import Tuning, block, chain_config, readout_config
+from bayesmem.ops.triton.mean_config import Tuning, chain_config, readout_config
 from bayesmem.ops.triton.mean_forward import readout_kernel
 from bayesmem.ops.triton.mean_tiles import load_rows, square_tile, state_tile, store_rows
+from bayesmem.ops.triton.sizes import block, cdiv
 from bayesmem.ops.triton.spans import Spans
 
 
@@ -103,7 +104,7 @@ def channel_forward(
     innovation, o = torch.empty_like(v), torch.empty_like(v)
     means = v.new_empty(spans.chunks, heads, key, value)
     config = chain_config("chain", k, value, heads, spans, 2, tuning)
-    v_blocks = triton.cdiv(value, config["BV"])
+    v_blocks = cdiv(value, config["BV"])
     final_mean = log_decay.new_empty(spans.sequences, heads, key, value)
     energy = log_decay.new_empty(len(v), heads, v_blocks) if want_energy else None
     channel_chain_kernel[(spans.sequences * heads * v_blocks,)](
@@ -128,7 +129,7 @@ def channel_forward(
         **config,
     )
     readout = readout_config(k, value, tuning)
-    readout_kernel[(spans.chunks * heads * triton.cdiv(value, readout["BV"]),)](
+    readout_kernel[(spans.chunks * heads * cdiv(value, readout["BV"]),)](
         q_since,
         scores,
         None,

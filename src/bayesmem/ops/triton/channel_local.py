@@ -31,8 +31,9 @@ from bayesmem.ops.triton.channel_tiles import (
     decays_up_to,
     span,
 )
-from bayesmem.ops.triton.mean_config import Tuning, block
+from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import load_rows, state_tile, store_rows
+from bayesmem.ops.triton.sizes import block, cdiv
 from bayesmem.ops.triton.spans import Spans
 
 
@@ -203,7 +204,7 @@ def channel_local(
     d_gain, d_log_decay = torch.empty_like(gain), torch.empty_like(log_decay)
     totals = log_decay.new_empty(spans.chunks, heads, blocks, 2, key)
     where = (spans.seq_start, spans.chunk_seq, spans.chunk_first)
-    channel_local_kernel[(spans.chunks * heads * blocks * triton.cdiv(key, config["BK"]),)](
+    channel_local_kernel[(spans.chunks * heads * blocks * cdiv(key, config["BK"]),)](
         q, k, gain, log_decay, *known, dq, dk, d_gain, d_log_decay, totals, *where,
         H=heads, G=k.shape[1], K=key, V=value, C=chunk, N=BLOCK, PREC=prec, **config,
     )  # fmt: skip

@@ -31,6 +31,7 @@ from bayesmem.ops.triton.channel_tiles import (
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_prepare import unit_inverse
 from bayesmem.ops.triton.mean_tiles import square_tile, store_rows
+from bayesmem.ops.triton.sizes import cdiv
 from bayesmem.ops.triton.spans import Spans
 
 
@@ -163,7 +164,7 @@ def channel_scale(
     config = channel_config("channel_scale", k, tuning)
     q_since, k_since, g_left = (torch.empty_like(gain, dtype=k.dtype) for _ in range(3))
     kept = log_decay.new_empty(spans.chunks, heads, key)
-    channel_scale_kernel[(spans.chunks * heads * triton.cdiv(key, config["BK"]),)](
+    channel_scale_kernel[(spans.chunks * heads * cdiv(key, config["BK"]),)](
         q,
         k,
         gain,

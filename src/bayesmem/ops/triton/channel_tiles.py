@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayesmem.ops.triton.mean_config import Config, Tuning, block
+from bayesmem.ops.triton.mean_config import Config, Tuning
+from bayesmem.ops.triton.sizes import block
 
 BLOCK = 16  # tokens a block: the least that a matrix product takes
 

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bayesmem.ops.triton.launched import launched
-from bayesmem.ops.triton.sizes import cdiv, power_of_two
+from bayesmem.ops.triton.sizes import block, cdiv
 
 TILE = 4096  # numbers a program holds of each operand
 
@@ -93,7 +93,7 @@ def gain_backward_kernel(
 
 
 def _blocks(k: Tensor, noise: Tensor) -> tuple[int, dict[str, Any]]:
-    width = max(power_of_two(k.shape[-1]), 16)
+    width = block(k.shape[-1])
     sizes = {"H": noise.shape[1], "G": k.shape[1], "K": k.shape[-1], "R": max(TILE // width, 1), "BK": width}
     return noise.numel(), sizes
 

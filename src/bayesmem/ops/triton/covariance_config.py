@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from bayesmem.ops.triton.device import LARGE_SHARED, limits
-from bayesmem.ops.triton.mean_config import Tuning, block
+from bayesmem.ops.triton.mean_config import Tuning
+from bayesmem.ops.triton.sizes import block
 
 Config = dict[str, Any]
 

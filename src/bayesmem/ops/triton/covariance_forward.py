@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bayesmem.ops.triton.covariance_cuda import chosen_cluster, cuda_forward
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
+from bayesmem.ops.triton.sizes import power_of_two
 from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
 
 STEP = 16  # tokens factorised at once
@@ -181,7 +182,7 @@ def covariance_launcher(
 
         return launch_cuda, (*outputs, final)
     final = initial_cov.clone(memory_format=torch.contiguous_format)
-    padded = max(triton.next_power_of_2(key_dim), 16)
+    padded = max(16, power_of_two(key_dim))
     scratch = k.new_empty(spans.sequences * heads, 2 * STEP, padded, dtype=torch.float32)
 
     def launch(piece: Piece) -> None:

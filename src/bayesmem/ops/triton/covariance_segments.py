@@ -27,8 +27,9 @@ from bayesmem.ops.triton.covariance_cuda import chosen_cluster
 from bayesmem.ops.triton.covariance_forward import covariance_forward
 from bayesmem.ops.triton.covariance_transition import keys_from_start, transitions
 from bayesmem.ops.triton.device import limits
-from bayesmem.ops.triton.mean_config import Tuning, block
+from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.segments import Segments, cut
+from bayesmem.ops.triton.sizes import block
 from bayesmem.ops.triton.spans import Spans, dense_spans
 
 MAX_KEY_DIM = 128

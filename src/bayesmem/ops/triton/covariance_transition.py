@@ -29,7 +29,8 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_columns,
     store_gate,
 )
-from bayesmem.ops.triton.mean_config import Tuning, block
+from bayesmem.ops.triton.mean_config import Tuning
+from bayesmem.ops.triton.sizes import block, cdiv
 from bayesmem.ops.triton.spans import Spans
 
 
@@ -163,7 +164,7 @@ def transitions(
     if innovation_var is not None:
         seen = made.new_zeros(spans.sequences, heads, length, key_dim, dtype=torch.float64)
     config = transition_config(gain[0], prec, tuning)
-    transition_kernel[(spans.sequences, heads, triton.cdiv(key_dim, config["BA"]))](
+    transition_kernel[(spans.sequences, heads, cdiv(key_dim, config["BA"]))](
         *gain,
         *read,
         log_retention,

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops.triton import decode_cluster
+from bayesmem.ops.triton.sizes import power_of_two
 
 
 @triton.jit
@@ -173,7 +174,7 @@ class Blocks(NamedTuple):
 @lru_cache(maxsize=64)
 def blocks_of(key_dim: int, value_dim: int, covariance: str) -> Blocks:
     """Blocks by sizes alone: about 128 registers a thread and no spills, so 16 warps a processor of a Hopper."""
-    keys, values = (max(16, triton.next_power_of_2(x)) for x in (key_dim, value_dim))
+    keys, values = (max(16, power_of_two(x)) for x in (key_dim, value_dim))
     if covariance != "full":
         return Blocks(keys, min(values, max(16, 4096 // keys)), 8 if covariance == "diagonal" or keys > 128 else 4)
     if keys > 128:
@@ -251,7 +252,7 @@ def decode_step(
         q, k, v, log_decay, log_retention, process_noise, obs_noise, floor, mean, cov, prior_var,
         o, var, innovation_var, energy,
         heads, q.shape[1], key_dim, value_dim,
-        max(16, triton.next_power_of_2(key_dim)), columns, rows, blocks // shared, covariance,
+        max(16, power_of_two(key_dim)), columns, rows, blocks // shared, covariance,
         **options,
     )  # fmt: skip
     return o, var, innovation_var, energy

@@ -23,6 +23,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesmem.ops.triton.sizes import block, cdiv
 from bayesmem.ops.triton.spans import Spans
 
 
@@ -179,7 +180,7 @@ def diagonal_forward(
     predicted = torch.empty(tokens, heads, key_dim, dtype=torch.float32, device=k.device)
     final_cov = torch.empty_like(initial_cov)
     channels, fetched, options = _chain_blocks(key_dim, tuning)
-    _forward_kernel[(spans.sequences * heads, triton.cdiv(key_dim, channels))](
+    _forward_kernel[(spans.sequences * heads, cdiv(key_dim, channels))](
         k, log_retention, process_noise, obs_noise, initial_cov, spans.seq_start, predicted, final_cov,
         heads, groups, key_dim, channels, fetched, log_retention.ndim == 3, process_noise.ndim == 3, **options,
     )  # fmt: skip
@@ -209,21 +210,21 @@ def diagonal_backward(
     d_initial_cov = torch.empty_like(initial_cov)
     d_gates = torch.empty_like(log_retention), torch.empty_like(process_noise), torch.empty_like(obs_noise)
     channels, fetched, options = _chain_blocks(key_dim, tuning)
-    _chain_kernel[(spans.sequences * heads, triton.cdiv(key_dim, channels))](
+    _chain_kernel[(spans.sequences * heads, cdiv(key_dim, channels))](
         k, log_retention, obs_noise, predicted, spans.seq_start, d_predicted, d_final_cov, dk, d_initial_cov,
         heads, groups, key_dim, channels, fetched, by_channel[0], **options,
     )  # fmt: skip
-    block = max(16, triton.next_power_of_2(key_dim))
+    covered = block(key_dim)
     _gradient_kernel[(spans.chunks, heads)](
         k, log_retention, obs_noise, predicted, initial_cov, spans.seq_start, spans.chunk_seq, spans.chunk_first,
         d_predicted, dk, *d_gates,
-        heads, groups, key_dim, spans.chunk_size, block, 16, *by_channel, num_warps=max(4, block // 32),
+        heads, groups, key_dim, spans.chunk_size, covered, 16, *by_channel, num_warps=max(4, covered // 32),
     )  # fmt: skip
     return dk, *d_gates, d_initial_cov
 
 
 def _chain_blocks(key_dim: int, tuning: dict | None) -> tuple[int, int, dict]:
     """Channels of a program, tokens fetched at a time, and options of the compiler: one warp, a channel a thread."""
-    options = {"channels": min(32, max(16, triton.next_power_of_2(key_dim))), "tokens": 16, "num_warps": 1}
+    options = {"channels": min(32, block(key_dim)), "tokens": 16, "num_warps": 1}
     options |= tuning or {}
     return options.pop("channels"), options.pop("tokens"), options

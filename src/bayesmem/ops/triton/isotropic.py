@@ -24,6 +24,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesmem.ops.triton.sizes import cdiv
 from bayesmem.ops.triton.spans import Spans
 
 
@@ -164,4 +165,4 @@ def _launch(initial_cov: Tensor, key_dim: int, tuning: dict | None) -> tuple[tup
     lanes, tokens = options.pop("lanes"), options.pop("tokens")
     beliefs = initial_cov.numel()
     sizes = {"H": initial_cov.shape[1], "K": key_dim, "LANES": lanes, "TOKENS": tokens}
-    return (triton.cdiv(beliefs, lanes),), {"beliefs": beliefs, **sizes, **options}
+    return (cdiv(beliefs, lanes),), {"beliefs": beliefs, **sizes, **options}

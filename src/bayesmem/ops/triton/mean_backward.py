@@ -20,9 +20,9 @@ from bayesmem.ops.triton.carry import leaving
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_backward_local import mean_backward_local
 from bayesmem.ops.triton.mean_chain import mean_segments, transition_of
-from bayesmem.ops.triton.mean_config import Tuning, block, chain_config
+from bayesmem.ops.triton.mean_config import Tuning, chain_config
 from bayesmem.ops.triton.mean_tiles import load_rows, square_tile, state_tile, store_rows
-from bayesmem.ops.triton.sizes import cdiv
+from bayesmem.ops.triton.sizes import block, cdiv
 from bayesmem.ops.triton.spans import Spans
 
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from bayesmem.ops.triton.carry import entering
 from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.launched import launched
-from bayesmem.ops.triton.mean_config import Tuning, block, chain_config
+from bayesmem.ops.triton.mean_config import Tuning, chain_config
 from bayesmem.ops.triton.mean_tiles import load_rows, square_tile, state_tile, store_rows
 from bayesmem.ops.triton.segments import Segments, cut
-from bayesmem.ops.triton.sizes import cdiv
+from bayesmem.ops.triton.sizes import block, cdiv
 from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
 
 # Least tokens a segment, and least segments of the longest sequence, as measured (docs/notes/003-kernels.md).

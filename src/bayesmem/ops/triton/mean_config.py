@@ -9,16 +9,11 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.triton.device import LARGE_SHARED, limits
-from bayesmem.ops.triton.sizes import cdiv, power_of_two
+from bayesmem.ops.triton.sizes import block, cdiv
 from bayesmem.ops.triton.spans import Spans
 
 Config = dict[str, int]
 Tuning = dict[str, Config]
-
-
-def block(size: int, most: int = 512) -> int:
-    """The power of two that covers ``size``, at least 16 and at most ``most``."""
-    return min(max(power_of_two(size), 16), most)
 
 
 def prepare_config(k: Tensor, tuning: Tuning | None) -> Config:

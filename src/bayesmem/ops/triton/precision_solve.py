@@ -19,7 +19,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bayesmem.ops.triton.mean_config import block
+from bayesmem.ops.triton.sizes import block
 
 
 @triton.jit

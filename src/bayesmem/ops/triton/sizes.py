@@ -9,3 +9,8 @@ def cdiv(size: int, step: int) -> int:
 def power_of_two(size: int) -> int:
     """The least that is ``size`` (at least 1) or more."""
     return 1 << (size - 1).bit_length()
+
+
+def block(size: int, most: int = 512) -> int:
+    """The power of two that covers ``size``, at least 16, which products ask for, and at most ``most``."""
+    return min(max(power_of_two(size), 16), most)
