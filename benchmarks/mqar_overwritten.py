@@ -7,15 +7,12 @@ diagonal matched by state (wider keys) and by parameters (keys as wide as the Ba
 ``bayesmem run mqar``, its queue and its records, in runs/mqar_overwritten; stopped, it goes on from there.
 """
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
-from bayesmem.experiments.job_queue import Due, Work, run_jobs
+from bayesmem.experiments.job_queue import Due
 from bayesmem.experiments.mqar_config import EXPERIMENT, Job
-from bayesmem.experiments.mqar_data import prepare
-from bayesmem.experiments.mqar_job import run
-from bayesmem.experiments.mqar_queue import COMMAND
+from bayesmem.experiments.mqar_queue import run_due
 from bayesmem.report.records import records_in
 from bayesmem.tasks.mqar_variants import FORGETTING
 from mqar_small import SWEEP
@@ -40,16 +37,5 @@ def due() -> Due[Job]:
     return Due(left, [], len(JOBS) - len(left))
 
 
-def told(job: Job) -> str:
-    """What came of a job."""
-    record = records_in(OUT).find(EXPERIMENT, job.model, job.settings)
-    return f"{job.folder} {job.matched} {None if record is None else record.figures.get('accuracy', 'diverged')}"
-
-
-def rows() -> None:
-    """All that the jobs are trained and tested on."""
-    prepare(OUT / "data", JOBS, os.cpu_count() or 1)
-
-
 if __name__ == "__main__":
-    run_jobs(Work(COMMAND, run, due, told, rows), OUT, jobs=2)
+    run_due(due, JOBS, OUT, jobs=2)

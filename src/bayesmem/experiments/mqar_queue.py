@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bayesmem.experiments.job_queue import Due, Outcome, Tell, Work, run_jobs
@@ -38,8 +39,21 @@ def run_queue(
     def left() -> Due[Job]:
         return due(sweep, stages, records_in(out).all())
 
+    return run_due(left, every_data(sweep, stages), out, jobs, time_limit, tell)
+
+
+def run_due(
+    left: Callable[[], Due[Job]],
+    kinds: Iterable[Job],
+    out: Path,
+    jobs: int = 1,
+    time_limit: float | None = None,
+    tell: Tell = print,
+) -> Outcome:
+    """Run whatever jobs are due; ``kinds`` has one for each kind of rows, the rest is as of ``run_queue``."""
+
     def make_rows() -> None:
-        made = prepare(out / "data", every_data(sweep, stages), os.cpu_count() or 1)
+        made = prepare(out / "data", kinds, os.cpu_count() or 1)
         tell(f"rows are ready ({made} parts were made)")
 
     return run_jobs(Work(COMMAND, run, left, lambda job: _told(job, out), make_rows), out, jobs, time_limit, tell)
