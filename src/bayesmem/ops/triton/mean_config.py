@@ -31,15 +31,16 @@ def readout_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
 
 
 def local_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
-    """Of ``local_kernel``: BK, BV. Its five accumulators fill the registers at BK = 64."""
+    """Of ``local_kernel``: BK, BV. Its five accumulators fill the registers at BK = 64.
+
+    With 8 warps at BK = 16 the ptxas of Triton 3.6 takes the stack pointer for half of an address, and the kernel reads
+    outside of shared memory (``benchmarks/compiled_kernels.py`` finds such).
+    """
     wide = k.dtype == torch.float32
     most = 16 if wide else 64 if limits(k.device).shared >= LARGE_SHARED else 32
-    config = {
-        "BK": block(k.shape[-1], 32 if wide else 64),
-        "BV": block(value, most),
-        "num_warps": 8 if wide else 4,
-        "num_stages": 2,
-    }
+    size = block(k.shape[-1], 32 if wide else 64)
+    warps = 8 if wide and size > 16 else 4
+    config = {"BK": size, "BV": block(value, most), "num_warps": warps, "num_stages": 2}
     return config | (tuning or {}).get("local", {})
 
 
