@@ -6,7 +6,8 @@ Legend: as in ``covariance_prepare``; Lambda_C and Lambda_0 belong to the end an
     Lambda_0 = R_C^2 Lambda_C + Kbar^T Z + Z^T Kbar + qbar^T nu qbar
 
 N and S are all that the tokens need of Lambda_C, with its trace and, now and then, <Lambda_C, P_C>. They are kept and
-Lambda is not: it stays in registers where it fits there, otherwise in global memory (``covariance_chain_tiled``).
+Lambda is not: it stays in registers where it fits there, otherwise in global memory (``covariance_chain_tiled``). Hopper
+has a kernel of its own (``covariance_chain_cuda``) for 16-bit streams without gradients of the predictive variance.
 Channels are the rows of all tiles, so that there is a row for every thread, where a chunk has fewer tokens.
 """
 
@@ -19,6 +20,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesmem.ops.triton.covariance_chain_cuda import cuda_chain
 from bayesmem.ops.triton.covariance_chain_tiled import tiled_chain_kernel
 from bayesmem.ops.triton.covariance_config import chain_config
 from bayesmem.ops.triton.covariance_prepare import Pair, Prepared
@@ -145,7 +147,7 @@ def chain(
     prec: str,
     tuning: Tuning | None,
 ) -> tuple[Chained, Float[Tensor, "S H K K"]]:
-    """Launch one of the two kernels: what is left for the tokens, and the gradient of the initial covariance.
+    """Launch one of the three kernels: what is left for the tokens, and the gradient of the initial covariance.
 
     ``prepared.alpha`` may be overwritten.
     """
@@ -157,6 +159,14 @@ def chain(
     trace, overlap = final_cov.new_empty(spans.chunks, heads, key_dim), final_cov.new_empty(spans.chunks, heads)
     began = None if prec == "bf16x3" else torch.empty_like(overlap)
     chained = Chained(sent, torch.empty_like(prepared.solve), trace, overlap, config["RENEW"], began)
+    in_cuda = (
+        None if dvar is not None or "chain" in (tuning or {}) else cuda_chain(final_cov, spans, prec, chained.renew)
+    )
+    if in_cuda is not None:
+        gates = (log_retention, prepared.to_end)
+        made = (*sent, chained.met, trace, overlap, d_initial_cov)
+        in_cuda(*prepared.gain, prepared.alpha, *prepared.read, *gates, checkpoints, final_cov, *made)
+        return chained, d_initial_cov
     kernel = chain_kernel if config["BK"] >= key_dim else tiled_chain_kernel
     kernel[(spans.sequences, heads)](
         *prepared.gain,

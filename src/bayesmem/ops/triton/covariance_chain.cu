@@ -1,0 +1,307 @@
+// The reverse chain of the covariance's backward (covariance_chain.py says what it computes) on Hopper's tensor cores: one
+// block of threads a (sequence, head), 64 tokens a step, Lambda in registers.
+//
+//   N = Lambda (e G)^T     S = (e G) N     Z = alpha / 2 - R_C N + Kbar S / 2
+//   Lambda <- R_C^2 Lambda + Z Kbar^T + Kbar Z^T
+//
+// Every warpgroup has 64 rows of Lambda and so of N and Z; S, which has a row a token, they make by columns. Products are
+// of pairs of bfloat16, x = high + low, three for each (covariance_products.py).
+//
+// What tensor cores read from shared memory lies in planes of 8 numbers of the contraction: a row of 16 bytes for every row
+// or column of the operand, planes padded against bank conflicts. An accumulator holds rows g and g + 8 of its warp's 16,
+// columns 2t and 2t + 1 of every 8 (lane = 4 g + t), and two of those are an operand's 16 columns as they are.
+//
+// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), RENEW (chunks that share an overlap). Files before it: those of the
+// machine (covariance_chain_prelude.cu).
+
+#define TOKENS 64
+#define GROUPS (KDIM / 64)
+#define TILES (KDIM / 8)
+#define WIDTH (TOKENS / GROUPS)          // columns of S that a warpgroup makes
+#define TOKEN_PLANE (8 * TOKENS + 8)     // a plane with a row for every token, in halves
+#define CHANNEL_PLANE (8 * KDIM + 8)     // with a row for every channel
+
+struct Shared {
+  HALF gain[2][2][TILES][TOKEN_PLANE];      // G of this chunk and of the next: high, low
+  HALF read[2][2][TOKENS / 8][CHANNEL_PLANE];  // Kbar
+  union {
+    HALF sent[2][TILES][TOKEN_PLANE];           // N
+    HALF drive[2][TOKENS / 8][CHANNEL_PLANE];   // then Z
+  };
+  HALF met[2][TOKENS / 8][TOKEN_PLANE];     // S / 2
+  float after[2][TOKENS];                   // e
+  float part[THREADS / 32];                 // of an overlap, by warp
+};
+
+// Two neighbours as pairs: the high halves, and the low ones.
+struct Halves { unsigned high, low; };
+
+DEVICE Halves halves(float x, float y) {
+  Halves h;
+  h.high = pack(x, y);
+  h.low = pack(x - as_float(h.high << 16), y - as_float(h.high & 0xffff0000u));
+  return h;
+}
+
+// d += a b of pairs: 16 of the contraction; a in registers, or the 64 rows of this warpgroup in shared memory.
+template <int COLUMNS>
+DEVICE void pair_product(float (*d)[4], const unsigned high[4], const unsigned low[4], const HALF *b, const HALF *b_low, int plane) {
+  product<COLUMNS>(d, high, b_low, plane);
+  product<COLUMNS>(d, low, b, plane);
+  product<COLUMNS>(d, high, b, plane);
+}
+
+template <int COLUMNS>
+DEVICE void pair_product(float (*d)[4], const HALF *a, const HALF *a_low, int a_plane, const HALF *b, const HALF *b_low, int plane) {
+  product<COLUMNS>(d, a, a_plane, b_low, plane);
+  product<COLUMNS>(d, a_low, a_plane, b, plane);
+  product<COLUMNS>(d, a, a_plane, b, plane);
+}
+
+template <int COUNT> DEVICE void hold_all(float (*d)[4]) {
+#pragma unroll
+  for (int j = 0; j < COUNT; ++j) hold(d[j]);
+}
+
+template <int COUNT> DEVICE void finish(float (*d)[4]) {  // of all products begun
+  group_commit();
+  group_wait<0>();
+  hold_all<COUNT>(d);
+}
+
+template <int COUNT> DEVICE void clear(float (*d)[4]) {
+#pragma unroll
+  for (int j = 0; j < COUNT; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[j][i] = 0.f;
+}
+
+struct Chunk {
+  long long at, first;  // chunk and head as one number; its first token
+  int live;             // tokens that exist
+};
+
+// A chunk's G and Kbar on their way into one of the buffers; tokens that do not exist are zeros.
+DEVICE void fetch(Shared &s, int buffer, const Chunk &now, const HALF *const gain[2], const HALF *const read[2], int head, int H) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    for (int i = THREAD; i < TOKENS * TILES; i += THREADS) {
+      const int token = i / TILES, plane = i % TILES;
+      const bool live = token < now.live;
+      const long long row = live ? (now.first + token) * H + head : 0;
+      copy(&s.gain[buffer][half][plane][8 * token], gain[half] + row * KDIM + 8 * plane, live);
+    }
+    for (int i = THREAD; i < KDIM * TOKENS / 8; i += THREADS) {
+      const int channel = i / (TOKENS / 8), plane = i % (TOKENS / 8);
+      copy(&s.read[buffer][half][plane][8 * channel], read[half] + now.at * KDIM * TOKENS + 8 * i, true);
+    }
+  }
+}
+
+GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float *alpha, const HALF *read_high,
+                        const HALF *read_low, const float *log_retention, const float *to_end, const float *checkpoints,
+                        const float *final_cov, unsigned *sent_high, unsigned *sent_low, float *met, float *trace,
+                        float *overlap, float *d_initial, const int *seq_start, const int *chunk_first, int H) {
+  SHARED_MEMORY(Shared, s);
+  const int warp = THREAD / 32, lane = THREAD % 32, g = lane / 4, t = lane % 4, group = warp / 4;
+  const int own = 16 * warp, row = own + g;        // channels: rows of Lambda, N, Z
+  const int token = 16 * (warp % 4) + g;           // rows of S
+  const int sequence = BLOCK / H, head = BLOCK % H;
+  const int begin = seq_start[sequence], end = seq_start[sequence + 1];
+  const int chunk_begin = chunk_first[sequence], count = chunk_first[sequence + 1] - chunk_begin;
+  const HALF *const gain[2] = {gain_high, gain_low}, *const read[2] = {read_high, read_low};
+  float *state = d_initial + (long long)BLOCK * KDIM * KDIM;
+
+  float lam[TILES][4];
+#pragma unroll
+  for (int j = 0; j < TILES; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) lam[j][i] = state[(row + 8 * (i >> 1)) * KDIM + 8 * j + 2 * t + (i & 1)];
+
+  const auto chunk_at = [&](int back) {
+    const int local = count - 1 - back;
+    Chunk c;
+    c.at = (long long)(chunk_begin + local) * H + head;
+    c.first = begin + (long long)TOKENS * local;
+    c.live = end - (int)c.first;
+    return c;
+  };
+  // e of one token a thread, and R_C, of the chunk after the one that is worked on.
+  float e = 1.f, kept_next = 1.f;
+  const auto gates = [&](const Chunk &c) {
+    e = THREAD < TOKENS && THREAD < c.live ? to_end[(c.first + THREAD) * H + head] : 1.f;
+    kept_next = exponential(log_retention[c.first * H + head]) * to_end[c.first * H + head];
+  };
+  if (count > 0) {
+    const Chunk c = chunk_at(0);
+    fetch(s, 0, c, gain, read, head, H);
+    gates(c);
+  }
+  copies_begin();
+
+  for (int back = 0; back < count; ++back) {
+    const int buffer = back & 1;
+    const Chunk now = chunk_at(back);
+    const float kept = kept_next;
+    if (THREAD < TOKENS) s.after[buffer][THREAD] = e;
+    copies_wait();
+    fence_for_groups();
+    sync_all();  // this chunk is there, and nobody reads the last one any more
+    if (back + 1 < count) {
+      const Chunk c = chunk_at(back + 1);
+      fetch(s, buffer ^ 1, c, gain, read, head, H);
+      gates(c);
+    }
+    copies_begin();
+
+    // alpha / 2, where Z will be
+    float z[TOKENS / 8][4];
+    const float *drive = alpha + now.at * KDIM * TOKENS + row * TOKENS + 2 * t;
+#pragma unroll
+    for (int j = 0; j < TOKENS / 8; ++j) load2(z[j], drive + 8 * j), load2(z[j] + 2, drive + 8 * TOKENS + 8 * j);
+
+    // The diagonal: rows own + g and own + g + 8 lie in tiles 2 warp and 2 warp + 1.
+#pragma unroll
+    for (int j = 0; j < TILES; ++j)
+      if (j >> 1 == warp && g >> 1 == t) trace[now.at * KDIM + row + 8 * (j & 1)] = g & 1 ? lam[j][2 * (j & 1) + 1] : lam[j][2 * (j & 1)];
+    if (back % RENEW == 0) {
+      const float *cov = back ? checkpoints + (now.at + H) * KDIM * KDIM : final_cov + (long long)BLOCK * KDIM * KDIM;
+      float sum = 0.f;
+#pragma unroll
+      for (int j = 0; j < TILES; ++j) {
+        float p[4];
+        load2(p, cov + row * KDIM + 8 * j + 2 * t), load2(p + 2, cov + (row + 8) * KDIM + 8 * j + 2 * t);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sum += lam[j][i] * p[i];
+      }
+#pragma unroll
+      for (int mask = 16; mask; mask >>= 1) sum += shuffle_xor(sum, mask);
+      if (lane == 0) s.part[warp] = sum;
+    }
+
+    // N = Lambda G^T e
+    float n[TOKENS / 8][4];
+    clear<TOKENS / 8>(n);
+#pragma unroll
+    for (int j = 0; j < TILES; j += 2) {
+      const Halves a[4] = {halves(lam[j][0], lam[j][1]), halves(lam[j][2], lam[j][3]), halves(lam[j + 1][0], lam[j + 1][1]),
+                           halves(lam[j + 1][2], lam[j + 1][3])};
+      const unsigned high[4] = {a[0].high, a[1].high, a[2].high, a[3].high};
+      const unsigned low[4] = {a[0].low, a[1].low, a[2].low, a[3].low};
+      if (j == 0) hold_all<TOKENS / 8>(n);
+      group_begin();
+      pair_product<TOKENS>(n, high, low, s.gain[buffer][0][j], s.gain[buffer][1][j], TOKEN_PLANE);
+      group_commit();
+      if (j) group_wait<1>();
+    }
+    finish<TOKENS / 8>(n);
+    unsigned *high_at = sent_high + (now.at * KDIM + row) * (TOKENS / 2) + t;
+    unsigned *low_at = sent_low + (now.at * KDIM + row) * (TOKENS / 2) + t;
+#pragma unroll
+    for (int j = 0; j < TOKENS / 8; ++j) {
+      const float e0 = s.after[buffer][8 * j + 2 * t], e1 = s.after[buffer][8 * j + 2 * t + 1];
+      n[j][0] *= e0, n[j][1] *= e1, n[j][2] *= e0, n[j][3] *= e1;
+      const Halves upper = halves(n[j][0], n[j][1]), lower = halves(n[j][2], n[j][3]);
+      high_at[4 * j] = upper.high, high_at[4 * TOKENS + 4 * j] = lower.high;
+      low_at[4 * j] = upper.low, low_at[4 * TOKENS + 4 * j] = lower.low;
+      const unsigned tiles[4] = {upper.high, lower.high, upper.low, lower.low};
+      const int tile = lane >> 3;  // whose row, a token's 8 channels, this lane tells the place of
+      store_turned(&s.sent[tile >> 1][2 * warp + (tile & 1)][8 * (8 * j + (lane & 7))], tiles);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) z[j][i] = .5f * z[j][i] - kept * n[j][i];
+    }
+    fence_for_groups();
+    sync_all();  // N is there
+    if (back % RENEW == 0 && THREAD == 0) {
+      float sum = 0.f;
+#pragma unroll
+      for (int w = 0; w < THREADS / 32; ++w) sum += s.part[w];
+      overlap[now.at] = sum;
+    }
+
+    // S = e G N, of this warpgroup's columns
+    float sum[WIDTH / 8][4];
+    clear<WIDTH / 8>(sum);
+    hold_all<WIDTH / 8>(sum);
+    group_begin();
+#pragma unroll
+    for (int c = 0; c < TILES; c += 2)
+      pair_product<WIDTH>(sum, s.gain[buffer][0][c], s.gain[buffer][1][c], TOKEN_PLANE, &s.sent[0][c][8 * WIDTH * group],
+                          &s.sent[1][c][8 * WIDTH * group], TOKEN_PLANE);
+    finish<WIDTH / 8>(sum);
+    const float e0 = s.after[buffer][token], e1 = s.after[buffer][token + 8];
+    float *met_at = met + now.at * TOKENS * TOKENS + token * TOKENS + WIDTH * group + 2 * t;
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; ++j) {
+      sum[j][0] *= e0, sum[j][1] *= e0, sum[j][2] *= e1, sum[j][3] *= e1;
+      store2(met_at + 8 * j, sum[j][0], sum[j][1]), store2(met_at + 8 * TOKENS + 8 * j, sum[j][2], sum[j][3]);
+      // S is symmetric: its rows lie where its columns would.
+      const Halves upper = halves(.5f * sum[j][0], .5f * sum[j][1]), lower = halves(.5f * sum[j][2], .5f * sum[j][3]);
+      const int plane = WIDTH / 8 * group + j;
+      put(&s.met[0][plane][8 * token + 2 * t], upper.high), put(&s.met[0][plane][8 * (token + 8) + 2 * t], lower.high);
+      put(&s.met[1][plane][8 * token + 2 * t], upper.low), put(&s.met[1][plane][8 * (token + 8) + 2 * t], lower.low);
+    }
+    fence_for_groups();
+    sync_all();  // S is there, and nobody reads N any more
+
+    // Z = alpha / 2 - R_C N + Kbar S / 2
+    hold_all<TOKENS / 8>(z);
+    group_begin();
+#pragma unroll
+    for (int c = 0; c < TOKENS / 8; c += 2)
+      pair_product<TOKENS>(z, &s.read[buffer][0][c][512 * group], &s.read[buffer][1][c][512 * group], CHANNEL_PLANE,
+                           s.met[0][c], s.met[1][c], TOKEN_PLANE);
+    finish<TOKENS / 8>(z);
+    unsigned high[TOKENS / 8][2], low[TOKENS / 8][2];
+#pragma unroll
+    for (int j = 0; j < TOKENS / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const Halves h = halves(z[j][2 * i], z[j][2 * i + 1]);
+        high[j][i] = h.high, low[j][i] = h.low;
+        put(&s.drive[0][j][8 * (row + 8 * i) + 2 * t], h.high), put(&s.drive[1][j][8 * (row + 8 * i) + 2 * t], h.low);
+      }
+
+    // Lambda <- R_C^2 Lambda + Z Kbar^T + Kbar Z^T
+    const float keep = kept * kept;
+#pragma unroll
+    for (int j = 0; j < TILES; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) lam[j][i] *= keep;
+    fence_for_groups();
+    hold_all<TILES>(lam);
+    group_begin();
+#pragma unroll
+    for (int c = 0; c < TOKENS / 8; c += 2) {
+      const unsigned a[4] = {high[c][0], high[c][1], high[c + 1][0], high[c + 1][1]};
+      const unsigned a_low[4] = {low[c][0], low[c][1], low[c + 1][0], low[c + 1][1]};
+      pair_product<KDIM>(lam, a, a_low, s.read[buffer][0][c], s.read[buffer][1][c], CHANNEL_PLANE);
+    }
+    group_commit();
+    sync_all();  // Z is there
+    group_begin();
+#pragma unroll
+    for (int c = 0; c < TOKENS / 8; c += 2)
+      pair_product<KDIM>(lam, &s.read[buffer][0][c][512 * group], &s.read[buffer][1][c][512 * group], CHANNEL_PLANE,
+                         s.drive[0][c], s.drive[1][c], CHANNEL_PLANE);
+    finish<TILES>(lam);
+  }
+  copies_wait();
+
+  // What leaves is symmetric: each entry with its mirror image, by way of memory.
+#pragma unroll
+  for (int j = 0; j < TILES; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) state[(row + 8 * (i >> 1)) * KDIM + 8 * j + 2 * t + (i & 1)] = lam[j][i];
+  sync_all();
+#pragma unroll
+  for (int j = 0; j < TILES; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      lam[j][i] = .5f * (lam[j][i] + state[(8 * j + 2 * t + (i & 1)) * KDIM + row + 8 * (i >> 1)]);
+  sync_all();
+#pragma unroll
+  for (int j = 0; j < TILES; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) state[(row + 8 * (i >> 1)) * KDIM + 8 * j + 2 * t + (i & 1)] = lam[j][i];
+}

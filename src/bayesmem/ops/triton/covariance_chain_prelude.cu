@@ -1,0 +1,83 @@
+// What covariance_chain.cu needs of the machine: Hopper (sm_90a).
+
+#define DEVICE __device__ __forceinline__
+#define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, 128 / KDIM)
+#define THREAD ((int)threadIdx.x)
+#define BLOCK ((int)blockIdx.x)
+#define SHARED_MEMORY(type, name) extern __shared__ __align__(128) char shared_bytes[]; type &name = *(type *)shared_bytes
+
+typedef unsigned short HALF;  // bfloat16
+
+DEVICE float as_float(unsigned x) { return __uint_as_float(x); }
+DEVICE float exponential(float x) { return __expf(x); }
+DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+DEVICE void sync_all() { __syncthreads(); }
+DEVICE void load2(float *x, const float *at) { const float2 v = *(const float2 *)at; x[0] = v.x, x[1] = v.y; }
+DEVICE void store2(float *at, float x, float y) { *(float2 *)at = make_float2(x, y); }
+DEVICE void put(HALF *at, unsigned two) { *(unsigned *)at = two; }
+DEVICE unsigned shared_address(const void *at) { return (unsigned)__cvta_generic_to_shared(at); }
+
+DEVICE unsigned pack(float x, float y) {  // x in the low half
+  unsigned two;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(y), "f"(x));
+  return two;
+}
+
+// 16 bytes into shared memory, beside the threads; zeros where there is nothing.
+DEVICE void copy(HALF *to, const HALF *from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+DEVICE void copies_begin() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+DEVICE void copies_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
+// Four tiles of 8 x 8 of a warp, turned: lane 8 i + r gives the place of row r of tile i, which is the tile's column r.
+DEVICE void store_turned(HALF *at, const unsigned tiles[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(at)), "r"(tiles[0]),
+               "r"(tiles[1]), "r"(tiles[2]), "r"(tiles[3])
+               : "memory");
+}
+
+DEVICE void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int LEFT> DEVICE void group_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
+#define G4(x) "+f"(x[0]), "+f"(x[1]), "+f"(x[2]), "+f"(x[3])
+DEVICE void hold(float *x) { asm volatile("" : G4(x)::"memory"); }  // nothing reads x before this
+DEVICE void fence_for_groups() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// An operand in shared memory: blocks of 8 rows by 8 of the contraction, 128 bytes each; the second 8 in the next plane.
+DEVICE unsigned long long operand(const HALF *at, int plane) {
+  return (shared_address(at) & 0x3ffff) >> 4 | (unsigned long long)(plane / 8) << 16 | (unsigned long long)(128 / 16) << 32;
+}
+
+#define D16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define D32 D16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define D64 D32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define R16(d) G4(d[0]), G4(d[1]), G4(d[2]), G4(d[3])
+#define R32(d) R16(d), G4(d[4]), G4(d[5]), G4(d[6]), G4(d[7])
+#define R64(d) R32(d), G4(d[8]), G4(d[9]), G4(d[10]), G4(d[11]), G4(d[12]), G4(d[13]), G4(d[14]), G4(d[15])
+#define PRODUCT(COLUMNS, D, LEFT, RIGHT) \
+  "{.reg .pred p;\nsetp.eq.b32 p, 0, 0;\nwgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32.bf16.bf16 {" D "}, " LEFT ", " RIGHT
+
+// d (64 rows) += a b, 16 of the contraction, by four warps at once.
+template <int COLUMNS> DEVICE void product(float (*d)[4], const unsigned a[4], const HALF *b, int plane) {
+  const unsigned long long right = operand(b, plane);
+#define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right)
+  if constexpr (COLUMNS == 64)
+    asm volatile(PRODUCT("64", D32, "{%32, %33, %34, %35}", "%36, p, 1, 1, 0;}") : R32(d) : A4);
+#if KDIM == 128
+  else
+    asm volatile(PRODUCT("128", D64, "{%64, %65, %66, %67}", "%68, p, 1, 1, 0;}") : R64(d) : A4);
+#endif
+}
+
+template <int COLUMNS> DEVICE void product(float (*d)[4], const HALF *a, int a_plane, const HALF *b, int plane) {
+  const unsigned long long left = operand(a, a_plane), right = operand(b, plane);
+  if constexpr (COLUMNS == 32)
+    asm volatile(PRODUCT("32", D16, "%16", "%17, p, 1, 1, 0, 0;}") : R16(d) : "l"(left), "l"(right));
+  else if constexpr (COLUMNS == 64)
+    asm volatile(PRODUCT("64", D32, "%32", "%33, p, 1, 1, 0, 0;}") : R32(d) : "l"(left), "l"(right));
+#if KDIM == 128
+  else
+    asm volatile(PRODUCT("128", D64, "%64", "%65, p, 1, 1, 0, 0;}") : R64(d) : "l"(left), "l"(right));
+#endif
+}

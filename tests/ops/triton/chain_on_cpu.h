@@ -1,0 +1,69 @@
+// What covariance_chain_prelude.cu gives on a GPU, by fibers; comes after cuda_on_cpu.h.
+
+typedef unsigned short HALF;
+
+DEVICE float exponential(float x) { return std::exp(x); }
+DEVICE void load2(float *x, const float *at) { x[0] = at[0], x[1] = at[1]; }
+DEVICE void put(HALF *at, unsigned two) { std::memcpy(at, &two, 4); }
+DEVICE float wide(HALF x) { return as_float((unsigned)x << 16); }
+
+DEVICE unsigned pack(float x, float y) {
+  const auto narrow = [](float x) { return (as_bits(x) + 0x7fffu + (as_bits(x) >> 16 & 1u)) >> 16; };
+  return narrow(x) | narrow(y) << 16;
+}
+
+// What is under way has not come before copies_wait: until then its place holds NaN.
+static std::vector<std::pair<HALF *, const HALF *>> under_way[THREADS];
+DEVICE void copy(HALF *to, const HALF *from, bool there) {
+  std::memset(to, 0xff, 16);
+  under_way[current].push_back({to, there ? from : nullptr});
+}
+DEVICE void copies_begin() {}
+DEVICE void copies_wait() {
+  for (const auto &[to, from] : under_way[current]) from ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
+  under_way[current].clear();
+}
+
+DEVICE void store_turned(HALF *at, const unsigned tiles[4]) {
+  static unsigned held[THREADS / 32][32][4];
+  static HALF *place[THREADS / 32][32];
+  const int warp = current / 32, lane = current % 32;
+  std::memcpy(held[warp][lane], tiles, 16);
+  place[warp][lane] = at;
+  sync_warp();
+  for (int i = 0; i < 4; ++i)  // rows of a tile: lane / 4; columns 2 (lane % 4), and the next
+    for (int half = 0; half < 2; ++half)
+      place[warp][8 * i + 2 * (lane % 4) + half][lane / 4] = held[warp][lane][i] >> (16 * half);
+  sync_warp();
+}
+
+DEVICE void group_begin() {}
+DEVICE void group_commit() {}
+template <int LEFT> static void group_wait() {}
+DEVICE void hold(float *) {}
+DEVICE void fence_for_groups() {}
+
+// Row or column `line` of an operand, number k of 16.
+DEVICE float entry(const HALF *at, int plane, int line, int k) { return wide(at[(k >> 3) * plane + 8 * line + (k & 7)]); }
+
+template <int COLUMNS> static void product(float (*d)[4], const unsigned a[4], const HALF *b, int plane) {
+  const int warp = current / 32, lane = current % 32, turn = lanes[warp].phase & 1, g = lane / 4, t = lane % 4;
+  std::memcpy(operand[warp][turn][lane], a, 16);
+  sync_warp();
+  const unsigned(*all)[6] = operand[warp][turn];
+  float left[2][16];
+  for (int lower = 0; lower < 2; ++lower)
+    for (int k = 0; k < 16; ++k)
+      left[lower][k] = wide(all[4 * g + k % 8 / 2][lower + 2 * (k >> 3)] >> (16 * (k & 1)));
+  for (int j = 0; j < COLUMNS / 8; ++j)
+    for (int i = 0; i < 4; ++i)
+      for (int k = 0; k < 16; ++k) d[j][i] += left[i >> 1][k] * entry(b, plane, 8 * j + 2 * t + (i & 1), k);
+}
+
+template <int COLUMNS> static void product(float (*d)[4], const HALF *a, int a_plane, const HALF *b, int plane) {
+  const int lane = current % 32, row = 16 * (current / 32 % 4) + lane / 4;
+  for (int j = 0; j < COLUMNS / 8; ++j)
+    for (int i = 0; i < 4; ++i)
+      for (int k = 0; k < 16; ++k)
+        d[j][i] += entry(a, a_plane, row + 8 * (i >> 1), k) * entry(b, plane, 8 * j + 2 * (lane % 4) + (i & 1), k);
+}
