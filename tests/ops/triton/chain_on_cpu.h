@@ -4,6 +4,7 @@ typedef unsigned short HALF;
 
 DEVICE float exponential(float x) { return std::exp(x); }
 DEVICE void load2(float *x, const float *at) { x[0] = at[0], x[1] = at[1]; }
+DEVICE void move16(HALF *to, const HALF *from) { std::memcpy(to, from, 16); }
 DEVICE void put(HALF *at, unsigned two) { std::memcpy(at, &two, 4); }
 DEVICE float wide(HALF x) { return as_float((unsigned)x << 16); }
 
@@ -13,8 +14,8 @@ DEVICE unsigned pack(float x, float y) {
 }
 
 // What is under way has not come before copies_wait: until then its place holds NaN.
-static std::vector<std::pair<HALF *, const HALF *>> under_way[THREADS];
-DEVICE void copy(HALF *to, const HALF *from, bool there) {
+static std::vector<std::pair<void *, const void *>> under_way[THREADS];
+DEVICE void copy(void *to, const void *from, bool there) {
   std::memset(to, 0xff, 16);
   under_way[current].push_back({to, there ? from : nullptr});
 }

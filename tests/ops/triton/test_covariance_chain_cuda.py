@@ -74,7 +74,7 @@ def reference(x: dict[str, Tensor], spans: Spans, renew: int) -> dict[str, Tenso
     x = {name: y.double() for name, y in x.items()}
     heads = x["alpha"].shape[1]
     nan = torch.full((spans.chunks, heads), torch.nan, dtype=torch.float64)
-    made = {"sent": torch.empty_like(x["alpha"]), "overlap": nan}
+    made = {"sent": x["alpha"].mT.clone(), "overlap": nan}
     made["met"] = x["alpha"].new_empty(spans.chunks, heads, TOKENS, TOKENS)
     made["trace"] = x["alpha"].new_empty(x["alpha"].shape[:3])
     ends = []
@@ -91,7 +91,8 @@ def reference(x: dict[str, Tensor], spans: Spans, renew: int) -> dict[str, Tenso
             if back % renew == 0:
                 after = x["checkpoints"][chunk + 1] if back else x["final_cov"][sequence]
                 made["overlap"][chunk] = (lam * after).sum((1, 2))
-            n = made["sent"][chunk] = lam @ (e[..., None] * g).mT
+            n = lam @ (e[..., None] * g).mT
+            made["sent"][chunk] = n.mT
             s = made["met"][chunk] = e[..., None] * g @ n
             read = x["read"][chunk]
             z = 0.5 * x["alpha"][chunk] - kept * n + 0.5 * read @ s
@@ -118,7 +119,7 @@ def test_it_is_the_recurrence_in_float64(tmp_path, key_dim, lengths, heads, rese
     expected = reference(x, spans_of(bounds, TOKENS, torch.device("cpu")), renew)
     given = [*pair(x["gain"]), x["alpha"], *pair(x["read"]), x["log_retention"], x["to_end"]]
     given = [y.to(DEVICE) for y in (*given, x["checkpoints"], x["final_cov"])]
-    sent = [torch.full_like(given[3], torch.nan) for _ in range(2)]
+    sent = [torch.full(given[3].mT.shape, torch.nan, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
     rest = [torch.full_like(expected[name], torch.nan, dtype=torch.float32, device=DEVICE) for name in NAMES[1:4]]
     made = [*sent, *rest, x["d_initial"].to(DEVICE)]
     if HOPPER:

@@ -20,17 +20,21 @@
 #define WIDTH (TOKENS / GROUPS)          // columns of S that a warpgroup makes
 #define TOKEN_PLANE (8 * TOKENS + 8)     // a plane with a row for every token, in halves
 #define CHANNEL_PLANE (8 * KDIM + 8)     // with a row for every channel
+#define ALPHA_ROW (TOKENS + 8)           // padded likewise, in floats
 
 struct Shared {
-  HALF gain[2][2][TILES][TOKEN_PLANE];      // G of this chunk and of the next: high, low
-  HALF read[2][2][TOKENS / 8][CHANNEL_PLANE];  // Kbar
+  HALF gain[2][TILES][TOKEN_PLANE];            // G: high, low
+  HALF read[2][2][TOKENS / 8][CHANNEL_PLANE];  // Kbar of this chunk and of the next
   union {
-    HALF sent[2][TILES][TOKEN_PLANE];           // N
-    HALF drive[2][TOKENS / 8][CHANNEL_PLANE];   // then Z
+    HALF sent[2][TILES][TOKEN_PLANE];          // N
+    HALF drive[2][TOKENS / 8][CHANNEL_PLANE];  // then Z
   };
-  HALF met[2][TOKENS / 8][TOKEN_PLANE];     // S / 2
-  float after[2][TOKENS];                   // e
-  float part[THREADS / 32];                 // of an overlap, by warp
+  union {
+    float alpha[KDIM][ALPHA_ROW];
+    HALF met[2][TOKENS / 8][TOKEN_PLANE];  // S / 2
+  };
+  float after[TOKENS];       // e
+  float part[THREADS / 32];  // of an overlap, by warp
 };
 
 // Two neighbours as pairs: the high halves, and the low ones.
@@ -81,26 +85,33 @@ struct Chunk {
   int live;             // tokens that exist
 };
 
-// A chunk's G and Kbar on their way into one of the buffers; tokens that do not exist are zeros.
-DEVICE void fetch(Shared &s, int buffer, const Chunk &now, const HALF *const gain[2], const HALF *const read[2], int head, int H) {
+// What a chunk reads on its way into shared memory; gains of tokens that do not exist are zeros.
+DEVICE void fetch(Shared &s, int buffer, const Chunk &now, const HALF *const gain[2], const HALF *const read[2],
+                  const float *alpha, int head, int H) {
+  const int step = THREADS / TILES, first = THREAD / TILES, plane = THREAD % TILES;
+  const int channel = THREAD / 8, eight = THREAD % 8, quad = THREAD % (TOKENS / 4);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    for (int i = THREAD; i < TOKENS * TILES; i += THREADS) {
-      const int token = i / TILES, plane = i % TILES;
-      const bool live = token < now.live;
-      const long long row = live ? (now.first + token) * H + head : 0;
-      copy(&s.gain[buffer][half][plane][8 * token], gain[half] + row * KDIM + 8 * plane, live);
+    const HALF *from = gain[half] + ((now.first + first) * H + head) * KDIM + 8 * plane;
+#pragma unroll
+    for (int i = 0; i < TOKENS / step; ++i) {
+      const bool live = first + i * step < now.live;
+      copy(&s.gain[half][plane][8 * (first + i * step)], live ? from + (long long)i * step * H * KDIM : gain[half], live);
     }
-    for (int i = THREAD; i < KDIM * TOKENS / 8; i += THREADS) {
-      const int channel = i / (TOKENS / 8), plane = i % (TOKENS / 8);
-      copy(&s.read[buffer][half][plane][8 * channel], read[half] + now.at * KDIM * TOKENS + 8 * i, true);
-    }
+    const HALF *rows = read[half] + now.at * KDIM * TOKENS + 8 * THREAD;
+#pragma unroll
+    for (int i = 0; i < 8 * KDIM / THREADS; ++i)
+      copy(&s.read[buffer][half][eight][8 * (channel + i * (THREADS / 8))], rows + 8 * THREADS * i, true);
   }
+  const float *rows = alpha + now.at * KDIM * TOKENS + 4 * THREAD;
+#pragma unroll
+  for (int i = 0; i < TOKENS / 4 * KDIM / THREADS; ++i)
+    copy(&s.alpha[THREAD / (TOKENS / 4) + i * (THREADS / (TOKENS / 4))][4 * quad], rows + 4 * THREADS * i, true);
 }
 
 GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float *alpha, const HALF *read_high,
                         const HALF *read_low, const float *log_retention, const float *to_end, const float *checkpoints,
-                        const float *final_cov, unsigned *sent_high, unsigned *sent_low, float *met, float *trace,
+                        const float *final_cov, HALF *sent_high, HALF *sent_low, float *met, float *trace,
                         float *overlap, float *d_initial, const int *seq_start, const int *chunk_first, int H) {
   SHARED_MEMORY(Shared, s);
   const int warp = THREAD / 32, lane = THREAD % 32, g = lane / 4, t = lane % 4, group = warp / 4;
@@ -134,7 +145,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
   };
   if (count > 0) {
     const Chunk c = chunk_at(0);
-    fetch(s, 0, c, gain, read, head, H);
+    fetch(s, 0, c, gain, read, alpha, head, H);
     gates(c);
   }
   copies_begin();
@@ -143,22 +154,10 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     const int buffer = back & 1;
     const Chunk now = chunk_at(back);
     const float kept = kept_next;
-    if (THREAD < TOKENS) s.after[buffer][THREAD] = e;
+    if (THREAD < TOKENS) s.after[THREAD] = e;
     copies_wait();
     fence_for_groups();
-    sync_all();  // this chunk is there, and nobody reads the last one any more
-    if (back + 1 < count) {
-      const Chunk c = chunk_at(back + 1);
-      fetch(s, buffer ^ 1, c, gain, read, head, H);
-      gates(c);
-    }
-    copies_begin();
-
-    // alpha / 2, where Z will be
-    float z[TOKENS / 8][4];
-    const float *drive = alpha + now.at * KDIM * TOKENS + row * TOKENS + 2 * t;
-#pragma unroll
-    for (int j = 0; j < TOKENS / 8; ++j) load2(z[j], drive + 8 * j), load2(z[j] + 2, drive + 8 * TOKENS + 8 * j);
+    sync_all();  // this chunk is there
 
     // The diagonal: rows own + g and own + g + 8 lie in tiles 2 warp and 2 warp + 1.
 #pragma unroll
@@ -182,36 +181,34 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     // N = Lambda G^T e
     float n[TOKENS / 8][4];
     clear<TOKENS / 8>(n);
+    hold_all<TOKENS / 8>(n);
 #pragma unroll
     for (int j = 0; j < TILES; j += 2) {
       const Halves a[4] = {halves(lam[j][0], lam[j][1]), halves(lam[j][2], lam[j][3]), halves(lam[j + 1][0], lam[j + 1][1]),
                            halves(lam[j + 1][2], lam[j + 1][3])};
       const unsigned high[4] = {a[0].high, a[1].high, a[2].high, a[3].high};
       const unsigned low[4] = {a[0].low, a[1].low, a[2].low, a[3].low};
-      if (j == 0) hold_all<TOKENS / 8>(n);
       group_begin();
-      pair_product<TOKENS>(n, high, low, s.gain[buffer][0][j], s.gain[buffer][1][j], TOKEN_PLANE);
+      pair_product<TOKENS>(n, high, low, s.gain[0][j], s.gain[1][j], TOKEN_PLANE);
       group_commit();
-      if (j) group_wait<1>();
+      if (j >= 4) group_wait<2>();  // the halves of as many tiles are held
     }
     finish<TOKENS / 8>(n);
-    unsigned *high_at = sent_high + (now.at * KDIM + row) * (TOKENS / 2) + t;
-    unsigned *low_at = sent_low + (now.at * KDIM + row) * (TOKENS / 2) + t;
+    float z[TOKENS / 8][4];  // alpha / 2 - R_C N
 #pragma unroll
     for (int j = 0; j < TOKENS / 8; ++j) {
-      const float e0 = s.after[buffer][8 * j + 2 * t], e1 = s.after[buffer][8 * j + 2 * t + 1];
+      const float e0 = s.after[8 * j + 2 * t], e1 = s.after[8 * j + 2 * t + 1];
       n[j][0] *= e0, n[j][1] *= e1, n[j][2] *= e0, n[j][3] *= e1;
       const Halves upper = halves(n[j][0], n[j][1]), lower = halves(n[j][2], n[j][3]);
-      high_at[4 * j] = upper.high, high_at[4 * TOKENS + 4 * j] = lower.high;
-      low_at[4 * j] = upper.low, low_at[4 * TOKENS + 4 * j] = lower.low;
       const unsigned tiles[4] = {upper.high, lower.high, upper.low, lower.low};
       const int tile = lane >> 3;  // whose row, a token's 8 channels, this lane tells the place of
       store_turned(&s.sent[tile >> 1][2 * warp + (tile & 1)][8 * (8 * j + (lane & 7))], tiles);
+      load2(z[j], &s.alpha[row][8 * j + 2 * t]), load2(z[j] + 2, &s.alpha[row + 8][8 * j + 2 * t]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) z[j][i] = .5f * z[j][i] - kept * n[j][i];
     }
     fence_for_groups();
-    sync_all();  // N is there
+    sync_all();  // N is there, and nobody reads alpha any more
     if (back % RENEW == 0 && THREAD == 0) {
       float sum = 0.f;
 #pragma unroll
@@ -219,17 +216,24 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       overlap[now.at] = sum;
     }
 
-    // S = e G N, of this warpgroup's columns
+    // S = e G N, of this warpgroup's columns; meanwhile N is kept.
     float sum[WIDTH / 8][4];
     clear<WIDTH / 8>(sum);
     hold_all<WIDTH / 8>(sum);
     group_begin();
 #pragma unroll
     for (int c = 0; c < TILES; c += 2)
-      pair_product<WIDTH>(sum, s.gain[buffer][0][c], s.gain[buffer][1][c], TOKEN_PLANE, &s.sent[0][c][8 * WIDTH * group],
+      pair_product<WIDTH>(sum, s.gain[0][c], s.gain[1][c], TOKEN_PLANE, &s.sent[0][c][8 * WIDTH * group],
                           &s.sent[1][c][8 * WIDTH * group], TOKEN_PLANE);
+    group_commit();
+#pragma unroll
+    for (int i = THREAD; i < THREAD + TOKENS * TILES; i += THREADS) {
+      const int line = 8 * (i / TILES), plane = i % TILES;
+      move16(sent_high + now.at * KDIM * TOKENS + 8 * i, &s.sent[0][plane][line]);
+      move16(sent_low + now.at * KDIM * TOKENS + 8 * i, &s.sent[1][plane][line]);
+    }
     finish<WIDTH / 8>(sum);
-    const float e0 = s.after[buffer][token], e1 = s.after[buffer][token + 8];
+    const float e0 = s.after[token], e1 = s.after[token + 8];
     float *met_at = met + now.at * TOKENS * TOKENS + token * TOKENS + WIDTH * group + 2 * t;
 #pragma unroll
     for (int j = 0; j < WIDTH / 8; ++j) {
@@ -251,6 +255,12 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     for (int c = 0; c < TOKENS / 8; c += 2)
       pair_product<TOKENS>(z, &s.read[buffer][0][c][512 * group], &s.read[buffer][1][c][512 * group], CHANNEL_PLANE,
                            s.met[0][c], s.met[1][c], TOKEN_PLANE);
+    group_commit();
+    const float keep = kept * kept;
+#pragma unroll
+    for (int j = 0; j < TILES; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) lam[j][i] *= keep;
     finish<TOKENS / 8>(z);
     unsigned high[TOKENS / 8][2], low[TOKENS / 8][2];
 #pragma unroll
@@ -262,12 +272,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
         put(&s.drive[0][j][8 * (row + 8 * i) + 2 * t], h.high), put(&s.drive[1][j][8 * (row + 8 * i) + 2 * t], h.low);
       }
 
-    // Lambda <- R_C^2 Lambda + Z Kbar^T + Kbar Z^T
-    const float keep = kept * kept;
-#pragma unroll
-    for (int j = 0; j < TILES; ++j)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) lam[j][i] *= keep;
+    // Lambda <- R_C^2 Lambda + Z Kbar^T + Kbar Z^T; meanwhile the next chunk comes.
     fence_for_groups();
     hold_all<TILES>(lam);
     group_begin();
@@ -278,12 +283,19 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       pair_product<KDIM>(lam, a, a_low, s.read[buffer][0][c], s.read[buffer][1][c], CHANNEL_PLANE);
     }
     group_commit();
-    sync_all();  // Z is there
+    sync_all();  // Z is there, and nobody reads S and G any more
     group_begin();
 #pragma unroll
     for (int c = 0; c < TOKENS / 8; c += 2)
       pair_product<KDIM>(lam, &s.read[buffer][0][c][512 * group], &s.read[buffer][1][c][512 * group], CHANNEL_PLANE,
                          s.drive[0][c], s.drive[1][c], CHANNEL_PLANE);
+    group_commit();
+    if (back + 1 < count) {
+      const Chunk c = chunk_at(back + 1);
+      fetch(s, buffer ^ 1, c, gain, read, alpha, head, H);
+      gates(c);
+    }
+    copies_begin();
     finish<TILES>(lam);
   }
   copies_wait();

@@ -6,9 +6,9 @@ Legend: as in ``covariance_prepare``; Lambda_C and Lambda_0 belong to the end an
     Lambda_0 = R_C^2 Lambda_C + Kbar^T Z + Z^T Kbar + qbar^T nu qbar
 
 N and S are all that the tokens need of Lambda_C, with its trace and, now and then, <Lambda_C, P_C>. They are kept and
-Lambda is not: it stays in registers where it fits there, otherwise in global memory (``covariance_chain_tiled``). Hopper
-has a kernel of its own (``covariance_chain_cuda``) for 16-bit streams without gradients of the predictive variance.
-Channels are the rows of all tiles, so that there is a row for every thread, where a chunk has fewer tokens.
+Lambda is not: it stays in registers where it fits there, otherwise in global memory (``covariance_chain_tiled``).
+Channels are the rows of all tiles, so that there is a row for every thread, where a chunk has fewer tokens. Hopper has
+a kernel of its own (``covariance_chain_cuda``) for 16-bit streams without gradients of the predictive variance.
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ from bayesmem.ops.triton.covariance_tiles import (
     load_gate,
     load_matrix,
     load_token_pair,
-    store_column_pair,
     store_matrix,
+    store_token_pair,
 )
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
@@ -46,7 +46,7 @@ class Chained:
     """What the tokens need of Lambda_C.
 
     Attributes:
-        sent: N as a pair, with tokens last ``[NC, H, K, C]``.
+        sent: the transpose of N as a pair ``[NC, H, C, K]``.
         met: S ``[NC, H, C, C]``.
         trace: the diagonal of Lambda_C ``[NC, H, K]``.
         overlap: ``<Lambda_C, P_C>`` ``[NC, H]`` of every chunk so many before its sequence's last as ``renew`` divides.
@@ -97,7 +97,7 @@ def chain_kernel(
     sequence, head = tl.program_id(0), tl.program_id(1)
     chunk_begin, last = tl.load(chunk_first + sequence), tl.load(chunk_first + sequence + 1) - 1
     own = d_initial_cov + (sequence.to(tl.int64) * H + head) * (K * K)
-    i = tl.arange(0, BK)
+    i, every = tl.arange(0, BK), tl.arange(0, C) >= 0
     begin, end = tl.load(seq_start + sequence).to(tl.int64), tl.load(seq_start + sequence + 1)
     lam = load_matrix(own, 0, 0, K, BK, BK)
     for back in range(last - chunk_begin + 1):
@@ -120,7 +120,7 @@ def chain_kernel(
         n = pair_product(split(lam, PREC), transposed(g), None, PREC) * after[None, :]
         n_pair = split(n, PREC)
         k_bar = load_column_pair(read_high, read_low, at, 0, K, C, BK)
-        store_column_pair(sent_high, sent_low, n_pair, at, 0, K, C, BK)
+        store_token_pair(sent_high, sent_low, transposed(n_pair), at * C, every, 0, 0, 1, K, C, BK)
         s = pair_product(g, n_pair, None, PREC) * after[:, None]
         tl.store(met + square_tile(at, C), s)
         s_pair = split(0.5 * s, PREC)
@@ -155,7 +155,7 @@ def chain(
     config = chain_config(final_cov, prec, tuning)
     d_initial_cov = torch.zeros_like(final_cov) if d_final_cov is None else 0.5 * (d_final_cov + d_final_cov.mT)
     high, low = prepared.read
-    sent = (torch.empty_like(high), None if low is None else torch.empty_like(low))
+    sent = (high.new_empty(high.mT.shape), None if low is None else low.new_empty(low.mT.shape))
     trace, overlap = final_cov.new_empty(spans.chunks, heads, key_dim), final_cov.new_empty(spans.chunks, heads)
     began = None if prec == "bf16x3" else torch.empty_like(overlap)
     chained = Chained(sent, torch.empty_like(prepared.solve), trace, overlap, config["RENEW"], began)

@@ -25,7 +25,9 @@ def shared_bytes(key_dim: int) -> int:
     """Size of ``struct Shared``."""
     token_plane, channel_plane = 2 * (8 * TOKENS + 8), 2 * (8 * key_dim + 8)
     gain, read = 2 * (key_dim // 8) * token_plane, 2 * (TOKENS // 8) * channel_plane
-    return 2 * gain + 2 * read + max(gain, read) + 2 * (TOKENS // 8) * token_plane + 4 * (2 * TOKENS + key_dim // 16)
+    met = 2 * (TOKENS // 8) * token_plane
+    alpha = 4 * key_dim * (TOKENS + 8)
+    return gain + 2 * read + max(gain, read) + max(alpha, met) + 4 * (TOKENS + key_dim // 16)
 
 
 @lru_cache

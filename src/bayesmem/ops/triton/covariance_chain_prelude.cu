@@ -14,6 +14,7 @@ DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu
 DEVICE void sync_all() { __syncthreads(); }
 DEVICE void load2(float *x, const float *at) { const float2 v = *(const float2 *)at; x[0] = v.x, x[1] = v.y; }
 DEVICE void store2(float *at, float x, float y) { *(float2 *)at = make_float2(x, y); }
+DEVICE void move16(HALF *to, const HALF *from) { *(uint4 *)to = *(const uint4 *)from; }
 DEVICE void put(HALF *at, unsigned two) { *(unsigned *)at = two; }
 DEVICE unsigned shared_address(const void *at) { return (unsigned)__cvta_generic_to_shared(at); }
 
@@ -24,7 +25,7 @@ DEVICE unsigned pack(float x, float y) {  // x in the low half
 }
 
 // 16 bytes into shared memory, beside the threads; zeros where there is nothing.
-DEVICE void copy(HALF *to, const HALF *from, bool there) {
+DEVICE void copy(void *to, const void *from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 DEVICE void copies_begin() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -16,9 +16,9 @@ from bayesmem.ops.triton.covariance_tiles import (
     load_gate,
     load_matrix,
     load_token_pair,
-    store_column_pair,
     store_columns,
     store_matrix,
+    store_token_pair,
 )
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_tiles import square_tile
@@ -62,7 +62,7 @@ def tiled_chain_kernel(
     sequence, head = tl.program_id(0), tl.program_id(1)
     chunk_begin, last = tl.load(chunk_first + sequence), tl.load(chunk_first + sequence + 1) - 1
     lam = d_initial_cov + (sequence.to(tl.int64) * H + head) * (K * K)
-    i = tl.arange(0, BK)
+    i, every = tl.arange(0, BK), tl.arange(0, C) >= 0
     begin, end = tl.load(seq_start + sequence).to(tl.int64), tl.load(seq_start + sequence + 1)
     for back in range(last - chunk_begin + 1):
         chunk = last - back
@@ -90,7 +90,7 @@ def tiled_chain_kernel(
                     diagonal = tl.sum(tl.where(i[:, None] == i[None, :], part, 0.0), 1)
                     tl.store(trace + at * K + col + i, diagonal, mask=col + i < K)
             n_pair = split(n * after[None, :], PREC)
-            store_column_pair(sent_high, sent_low, n_pair, at, col, K, C, BK)
+            store_token_pair(sent_high, sent_low, transposed(n_pair), at * C, every, 0, col, 1, K, C, BK)
             g = load_token_pair(gain_high, gain_low, first, live, head, col, H, K, C, BK)
             s = pair_product(g, n_pair, s, PREC)
         s *= after[:, None]
@@ -102,7 +102,7 @@ def tiled_chain_kernel(
         s_pair = split(0.5 * s, PREC)
         tl.debug_barrier()
         for col in range(0, K, BK):
-            n = joined(load_column_pair(sent_high, sent_low, at, col, K, C, BK))
+            n = tl.trans(joined(load_token_pair(sent_high, sent_low, at * C, every, 0, col, 1, K, C, BK)))
             z = 0.5 * load_columns(alpha, at, col, K, C, BK) - kept * n
             k_bar = load_column_pair(read_high, read_low, at, col, K, C, BK)
             store_columns(alpha, pair_product(k_bar, s_pair, z, PREC), at, col, K, C, BK)

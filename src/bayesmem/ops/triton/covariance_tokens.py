@@ -31,7 +31,6 @@ from bayesmem.ops.triton.covariance_prepare import Prepared
 from bayesmem.ops.triton.covariance_products import joined, pair_product, split, transposed
 from bayesmem.ops.triton.covariance_retention import retain
 from bayesmem.ops.triton.covariance_tiles import (
-    load_column_pair,
     load_gate,
     load_matrix,
     load_sums,
@@ -153,7 +152,7 @@ def tokens_kernel(
         y_tile = load_tokens(dgain, first, live, head, col, H, K, C, BK) * per_var[:, None]
         lam_g = pair_product(toward_pair, split(k_tile, PREC), None, PREC)
         lam_g = pair_product(half_pair, split(y_tile, PREC), lam_g, PREC)
-        n = transposed(load_column_pair(sent_high, sent_low, at, col, K, C, BK))
+        n = load_token_pair(sent_high, sent_low, at * C, i >= 0, 0, col, 1, K, C, BK)
         lam_g = pair_product(inverse_pair, n, lam_g, PREC)
         if dvar is not None:
             q_tile = load_tokens(q, first, live, key_head, col, G, K, C, BK)

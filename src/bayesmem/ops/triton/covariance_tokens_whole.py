@@ -14,7 +14,6 @@ import triton.language as tl
 
 from bayesmem.ops.triton.covariance_products import pair_product, split, transposed
 from bayesmem.ops.triton.covariance_tiles import (
-    load_column_pair,
     load_gate,
     load_matrix,
     load_sums,
@@ -94,14 +93,14 @@ def whole_tokens_kernel(
 
     inverse = tl.load(solve + square_tile(at, C))
     met_pair = split(tl.load(met + square_tile(at, C)), PREC)
-    n = load_column_pair(sent_high, sent_low, at, 0, K, C, BK)
+    n = load_token_pair(sent_high, sent_low, at * C, i >= 0, 0, 0, 1, K, C, BK)
     spread = load_gate(innovation_var, first, live, head, H, C, 1.0)
     y = split(load_tokens(dgain, first, live, head, 0, H, K, C, BK) * (1.0 / spread)[:, None], PREC)
     turned_inverse = tl.trans(inverse)
     left_pair = split(turned_inverse, PREC)
     toward = pair_product(left_pair, met_pair, None, PREC)
     toward = pair_product(split(toward, PREC), split(inverse, PREC), None, PREC)
-    w = (-2.0 * to_end)[:, None] * pair_product(left_pair, transposed(n), None, PREC)
+    w = (-2.0 * to_end)[:, None] * pair_product(left_pair, n, None, PREC)
     # Loaded anew behind a barrier: ratios made at the top, where the compiler would move them, are spilled until here.
     tl.debug_barrier()
     coarse, fine = load_sums(sums, at, C)
