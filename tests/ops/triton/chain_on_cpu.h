@@ -19,7 +19,6 @@ DEVICE void copy(void *to, const void *from, bool there) {
   std::memset(to, 0xff, 16);
   under_way[current].push_back({to, there ? from : nullptr});
 }
-DEVICE void copies_begin() {}
 DEVICE void copies_wait() {
   for (const auto &[to, from] : under_way[current]) from ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
   under_way[current].clear();

@@ -29,10 +29,8 @@ struct Shared {
     HALF sent[2][TILES][TOKEN_PLANE];          // N
     HALF drive[2][TOKENS / 8][CHANNEL_PLANE];  // then Z
   };
-  union {
-    float alpha[KDIM][ALPHA_ROW];
-    HALF met[2][TOKENS / 8][TOKEN_PLANE];  // S / 2
-  };
+  HALF met[2][TOKENS / 8][TOKEN_PLANE];        // S / 2
+  float alpha[KDIM][ALPHA_ROW];
   float after[TOKENS];       // e
   float part[THREADS / 32];  // of an overlap, by warp
 };
@@ -85,11 +83,9 @@ struct Chunk {
   int live;             // tokens that exist
 };
 
-// What a chunk reads on its way into shared memory; gains of tokens that do not exist are zeros.
-DEVICE void fetch(Shared &s, int buffer, const Chunk &now, const HALF *const gain[2], const HALF *const read[2],
-                  const float *alpha, int head, int H) {
+// A chunk's G on its way into shared memory; tokens that do not exist are zeros.
+DEVICE void fetch_gain(Shared &s, const Chunk &now, const HALF *const gain[2], int head, int H) {
   const int step = THREADS / TILES, first = THREAD / TILES, plane = THREAD % TILES;
-  const int channel = THREAD / 8, eight = THREAD % 8, quad = THREAD % (TOKENS / 4);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const HALF *from = gain[half] + ((now.first + first) * H + head) * KDIM + 8 * plane;
@@ -98,15 +94,26 @@ DEVICE void fetch(Shared &s, int buffer, const Chunk &now, const HALF *const gai
       const bool live = first + i * step < now.live;
       copy(&s.gain[half][plane][8 * (first + i * step)], live ? from + (long long)i * step * H * KDIM : gain[half], live);
     }
-    const HALF *rows = read[half] + now.at * KDIM * TOKENS + 8 * THREAD;
-#pragma unroll
-    for (int i = 0; i < 8 * KDIM / THREADS; ++i)
-      copy(&s.read[buffer][half][eight][8 * (channel + i * (THREADS / 8))], rows + 8 * THREADS * i, true);
   }
-  const float *rows = alpha + now.at * KDIM * TOKENS + 4 * THREAD;
+}
+
+// Its Kbar.
+DEVICE void fetch_read(Shared &s, int buffer, const Chunk &now, const HALF *const read[2]) {
+  const int step = THREADS / (TOKENS / 8), first = THREAD / (TOKENS / 8), plane = THREAD % (TOKENS / 8);
 #pragma unroll
-  for (int i = 0; i < TOKENS / 4 * KDIM / THREADS; ++i)
-    copy(&s.alpha[THREAD / (TOKENS / 4) + i * (THREADS / (TOKENS / 4))][4 * quad], rows + 4 * THREADS * i, true);
+  for (int half = 0; half < 2; ++half) {
+    const HALF *from = read[half] + now.at * KDIM * TOKENS + 8 * THREAD;
+#pragma unroll
+    for (int i = 0; i < KDIM / step; ++i)
+      copy(&s.read[buffer][half][plane][8 * (first + i * step)], from + 8 * THREADS * i, true);
+  }
+}
+
+DEVICE void fetch_alpha(Shared &s, const Chunk &now, const float *alpha) {
+  const int step = THREADS / (TOKENS / 4), first = THREAD / (TOKENS / 4), quad = THREAD % (TOKENS / 4);
+  const float *from = alpha + now.at * KDIM * TOKENS + 4 * THREAD;
+#pragma unroll
+  for (int i = 0; i < KDIM / step; ++i) copy(&s.alpha[first + i * step][4 * quad], from + 4 * THREADS * i, true);
 }
 
 GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float *alpha, const HALF *read_high,
@@ -145,14 +152,16 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
   };
   if (count > 0) {
     const Chunk c = chunk_at(0);
-    fetch(s, 0, c, gain, read, alpha, head, H);
+    fetch_read(s, 0, c, read);
+    fetch_gain(s, c, gain, head, H);
+    fetch_alpha(s, c, alpha);
     gates(c);
   }
-  copies_begin();
 
   for (int back = 0; back < count; ++back) {
     const int buffer = back & 1;
-    const Chunk now = chunk_at(back);
+    const bool more = back + 1 < count;
+    const Chunk now = chunk_at(back), next = chunk_at(more ? back + 1 : back);
     const float kept = kept_next;
     if (THREAD < TOKENS) s.after[THREAD] = e;
     copies_wait();
@@ -178,7 +187,8 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       if (lane == 0) s.part[warp] = sum;
     }
 
-    // N = Lambda G^T e
+    // N = Lambda G^T e. What the next chunk reads comes beside the products, as room for it is left.
+    if (more) fetch_read(s, buffer ^ 1, next, read), gates(next);
     float n[TOKENS / 8][4];
     clear<TOKENS / 8>(n);
     hold_all<TOKENS / 8>(n);
@@ -232,6 +242,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       move16(sent_high + now.at * KDIM * TOKENS + 8 * i, &s.sent[0][plane][line]);
       move16(sent_low + now.at * KDIM * TOKENS + 8 * i, &s.sent[1][plane][line]);
     }
+    if (more) fetch_alpha(s, next, alpha);
     finish<WIDTH / 8>(sum);
     const float e0 = s.after[token], e1 = s.after[token + 8];
     float *met_at = met + now.at * TOKENS * TOKENS + token * TOKENS + WIDTH * group + 2 * t;
@@ -246,7 +257,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       put(&s.met[1][plane][8 * token + 2 * t], upper.low), put(&s.met[1][plane][8 * (token + 8) + 2 * t], lower.low);
     }
     fence_for_groups();
-    sync_all();  // S is there, and nobody reads N any more
+    sync_all();  // S is there, and nobody reads N and G any more
 
     // Z = alpha / 2 - R_C N + Kbar S / 2
     hold_all<TOKENS / 8>(z);
@@ -256,6 +267,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       pair_product<TOKENS>(z, &s.read[buffer][0][c][512 * group], &s.read[buffer][1][c][512 * group], CHANNEL_PLANE,
                            s.met[0][c], s.met[1][c], TOKEN_PLANE);
     group_commit();
+    if (more) fetch_gain(s, next, gain, head, H);
     const float keep = kept * kept;
 #pragma unroll
     for (int j = 0; j < TILES; ++j)
@@ -272,7 +284,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
         put(&s.drive[0][j][8 * (row + 8 * i) + 2 * t], h.high), put(&s.drive[1][j][8 * (row + 8 * i) + 2 * t], h.low);
       }
 
-    // Lambda <- R_C^2 Lambda + Z Kbar^T + Kbar Z^T; meanwhile the next chunk comes.
+    // Lambda <- R_C^2 Lambda + Z Kbar^T + Kbar Z^T
     fence_for_groups();
     hold_all<TILES>(lam);
     group_begin();
@@ -283,22 +295,15 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       pair_product<KDIM>(lam, a, a_low, s.read[buffer][0][c], s.read[buffer][1][c], CHANNEL_PLANE);
     }
     group_commit();
-    sync_all();  // Z is there, and nobody reads S and G any more
+    sync_all();  // Z is there
     group_begin();
 #pragma unroll
     for (int c = 0; c < TOKENS / 8; c += 2)
       pair_product<KDIM>(lam, &s.read[buffer][0][c][512 * group], &s.read[buffer][1][c][512 * group], CHANNEL_PLANE,
                          s.drive[0][c], s.drive[1][c], CHANNEL_PLANE);
     group_commit();
-    if (back + 1 < count) {
-      const Chunk c = chunk_at(back + 1);
-      fetch(s, buffer ^ 1, c, gain, read, alpha, head, H);
-      gates(c);
-    }
-    copies_begin();
     finish<TILES>(lam);
   }
-  copies_wait();
 
   // What leaves is symmetric: each entry with its mirror image, by way of memory.
 #pragma unroll

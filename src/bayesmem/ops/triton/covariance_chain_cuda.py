@@ -27,7 +27,7 @@ def shared_bytes(key_dim: int) -> int:
     gain, read = 2 * (key_dim // 8) * token_plane, 2 * (TOKENS // 8) * channel_plane
     met = 2 * (TOKENS // 8) * token_plane
     alpha = 4 * key_dim * (TOKENS + 8)
-    return gain + 2 * read + max(gain, read) + max(alpha, met) + 4 * (TOKENS + key_dim // 16)
+    return gain + 2 * read + max(gain, read) + met + alpha + 4 * (TOKENS + key_dim // 16)
 
 
 @lru_cache

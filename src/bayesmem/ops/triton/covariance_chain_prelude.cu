@@ -28,8 +28,7 @@ DEVICE unsigned pack(float x, float y) {  // x in the low half
 DEVICE void copy(void *to, const void *from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
-DEVICE void copies_begin() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-DEVICE void copies_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Four tiles of 8 x 8 of a warp, turned: lane 8 i + r gives the place of row r of tile i, which is the tile's column r.
 DEVICE void store_turned(HALF *at, const unsigned tiles[4]) {
