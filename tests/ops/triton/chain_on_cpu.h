@@ -5,7 +5,6 @@ typedef unsigned short HALF;
 DEVICE float exponential(float x) { return std::exp(x); }
 DEVICE void load2(float *x, const float *at) { x[0] = at[0], x[1] = at[1]; }
 DEVICE void move16(HALF *to, const HALF *from) { std::memcpy(to, from, 16); }
-DEVICE void put(HALF *at, unsigned two) { std::memcpy(at, &two, 4); }
 DEVICE float wide(HALF x) { return as_float((unsigned)x << 16); }
 
 DEVICE unsigned pack(float x, float y) {
@@ -24,18 +23,22 @@ DEVICE void copies_wait() {
   under_way[current].clear();
 }
 
-DEVICE void store_turned(HALF *at, const unsigned tiles[4]) {
+static void store(HALF *at, const unsigned tiles[4], bool turned) {
   static unsigned held[THREADS / 32][32][4];
   static HALF *place[THREADS / 32][32];
   const int warp = current / 32, lane = current % 32;
   std::memcpy(held[warp][lane], tiles, 16);
   place[warp][lane] = at;
   sync_warp();
-  for (int i = 0; i < 4; ++i)  // rows of a tile: lane / 4; columns 2 (lane % 4), and the next
-    for (int half = 0; half < 2; ++half)
-      place[warp][8 * i + 2 * (lane % 4) + half][lane / 4] = held[warp][lane][i] >> (16 * half);
+  for (int i = 0; i < 4; ++i)
+    for (int half = 0; half < 2; ++half) {
+      const int row = lane / 4, column = 2 * (lane % 4) + half;  // of this lane's number in tile i
+      place[warp][8 * i + (turned ? column : row)][turned ? row : column] = held[warp][lane][i] >> (16 * half);
+    }
   sync_warp();
 }
+DEVICE void store_tiles(HALF *at, const unsigned tiles[4]) { store(at, tiles, false); }
+DEVICE void store_turned(HALF *at, const unsigned tiles[4]) { store(at, tiles, true); }
 
 DEVICE void group_begin() {}
 DEVICE void group_commit() {}
@@ -44,7 +47,11 @@ DEVICE void hold(float *) {}
 DEVICE void fence_for_groups() {}
 
 // Row or column `line` of an operand, number k of 16.
-DEVICE float entry(const HALF *at, int plane, int line, int k) { return wide(at[(k >> 3) * plane + 8 * line + (k & 7)]); }
+DEVICE float entry(const HALF *at, int plane, int line, int k) {
+  if (plane) return wide(at[(k >> 3) * plane + 8 * line + (k & 7)]);
+  const size_t straight = (size_t)(at + 64 * line + (k & ~7));  // as the hardware does it, by the bits of an address
+  return wide(((const HALF *)(straight ^ (straight >> 7 & 7) << 4))[k & 7]);
+}
 
 template <int COLUMNS> static void product(float (*d)[4], const unsigned a[4], const HALF *b, int plane) {
   const int warp = current / 32, lane = current % 32, turn = lanes[warp].phase & 1, g = lane / 4, t = lane % 4;

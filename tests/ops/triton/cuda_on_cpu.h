@@ -19,7 +19,7 @@
 #define FIBERS (THREADS * CLUSTER)
 
 static int current, current_block;
-alignas(16) static char shared_bytes[CLUSTER][1 << 20];
+alignas(1024) static char shared_bytes[CLUSTER][1 << 20];
 static ucontext_t scheduler, fiber[FIBERS];
 static bool finished[FIBERS];
 

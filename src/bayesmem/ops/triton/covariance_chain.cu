@@ -7,9 +7,11 @@
 // Every warpgroup has 64 rows of Lambda and so of N and Z; S, which has a row a token, they make by columns. Products are
 // of pairs of bfloat16, x = high + low, three for each (covariance_products.py).
 //
-// What tensor cores read from shared memory lies in planes of 8 numbers of the contraction: a row of 16 bytes for every row
-// or column of the operand, planes padded against bank conflicts. An accumulator holds rows g and g + 8 of its warp's 16,
-// columns 2t and 2t + 1 of every 8 (lane = 4 g + t), and two of those are an operand's 16 columns as they are.
+// What tensor cores read from shared memory has the contraction along its rows. What threads write there (N, Z, S / 2) lies
+// in planes of 8 numbers of the contraction, 16 bytes for every row or column of the operand, padded against bank conflicts.
+// What is copied there (G, Kbar) lies in rows of 64 numbers as in memory, so that 128 bytes stay together, the eighths of
+// a row in an order of their own (swizzled). An accumulator holds rows g and g + 8 of its warp's 16, columns 2t and 2t + 1 of
+// every 8 (lane = 4 g + t), and two of those are an operand's 16 columns as they are.
 //
 // Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), RENEW (chunks that share an overlap). Files before it: those of the
 // machine (covariance_chain_prelude.cu).
@@ -23,17 +25,20 @@
 #define ALPHA_ROW (TOKENS + 8)           // padded likewise, in floats
 
 struct Shared {
-  HALF gain[2][TILES][TOKEN_PLANE];            // G: high, low
-  HALF read[2][2][TOKENS / 8][CHANNEL_PLANE];  // Kbar of this chunk and of the next
+  HALF gain[2][GROUPS][64 * TOKENS];  // G: high, low; 64 channels after 64
+  HALF read[2][2][64 * KDIM];         // Kbar of this chunk and of the next
   union {
     HALF sent[2][TILES][TOKEN_PLANE];          // N
     HALF drive[2][TOKENS / 8][CHANNEL_PLANE];  // then Z
   };
-  HALF met[2][TOKENS / 8][TOKEN_PLANE];        // S / 2
+  HALF met[2][TOKENS / 8][TOKEN_PLANE];  // S / 2
   float alpha[KDIM][ALPHA_ROW];
   float after[TOKENS];       // e
   float part[THREADS / 32];  // of an overlap, by warp
 };
+
+// Where an eighth of a swizzled row lies.
+DEVICE int swizzled(int row, int eighth) { return 64 * row + 8 * (eighth ^ (row & 7)); }
 
 // Two neighbours as pairs: the high halves, and the low ones.
 struct Halves { unsigned high, low; };
@@ -45,20 +50,30 @@ DEVICE Halves halves(float x, float y) {
   return h;
 }
 
+// An operand's pair in shared memory; planes so far apart, or none: swizzled rows.
+struct Operand {
+  const HALF *high, *low;
+  int plane;
+};
+
 // d += a b of pairs: 16 of the contraction; a in registers, or the 64 rows of this warpgroup in shared memory.
-template <int COLUMNS>
-DEVICE void pair_product(float (*d)[4], const unsigned high[4], const unsigned low[4], const HALF *b, const HALF *b_low, int plane) {
-  product<COLUMNS>(d, high, b_low, plane);
-  product<COLUMNS>(d, low, b, plane);
-  product<COLUMNS>(d, high, b, plane);
+template <int COLUMNS> DEVICE void pair_product(float (*d)[4], const unsigned high[4], const unsigned low[4], const Operand &b) {
+  product<COLUMNS>(d, high, b.low, b.plane);
+  product<COLUMNS>(d, low, b.high, b.plane);
+  product<COLUMNS>(d, high, b.high, b.plane);
 }
 
-template <int COLUMNS>
-DEVICE void pair_product(float (*d)[4], const HALF *a, const HALF *a_low, int a_plane, const HALF *b, const HALF *b_low, int plane) {
-  product<COLUMNS>(d, a, a_plane, b_low, plane);
-  product<COLUMNS>(d, a_low, a_plane, b, plane);
-  product<COLUMNS>(d, a, a_plane, b, plane);
+template <int COLUMNS> DEVICE void pair_product(float (*d)[4], const Operand &a, const Operand &b) {
+  product<COLUMNS>(d, a.high, a.plane, b.low, b.plane);
+  product<COLUMNS>(d, a.low, a.plane, b.high, b.plane);
+  product<COLUMNS>(d, a.high, a.plane, b.high, b.plane);
 }
+
+// Columns c to c + 2 of 8 each of Kbar, from a row on, and of G.
+DEVICE Operand read_at(const Shared &s, int buffer, int row, int c) {
+  return {s.read[buffer][0] + 64 * row + 8 * c, s.read[buffer][1] + 64 * row + 8 * c, 0};
+}
+DEVICE Operand gain_at(const Shared &s, int c) { return {s.gain[0][c / 8] + 8 * (c % 8), s.gain[1][c / 8] + 8 * (c % 8), 0}; }
 
 template <int COUNT> DEVICE void hold_all(float (*d)[4]) {
 #pragma unroll
@@ -85,27 +100,27 @@ struct Chunk {
 
 // A chunk's G on its way into shared memory; tokens that do not exist are zeros.
 DEVICE void fetch_gain(Shared &s, const Chunk &now, const HALF *const gain[2], int head, int H) {
-  const int step = THREADS / TILES, first = THREAD / TILES, plane = THREAD % TILES;
+  const int step = THREADS / TILES, first = THREAD / TILES, eighth = THREAD % TILES;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const HALF *from = gain[half] + ((now.first + first) * H + head) * KDIM + 8 * plane;
+    const HALF *from = gain[half] + ((now.first + first) * H + head) * KDIM + 8 * eighth;
 #pragma unroll
-    for (int i = 0; i < TOKENS / step; ++i) {
-      const bool live = first + i * step < now.live;
-      copy(&s.gain[half][plane][8 * (first + i * step)], live ? from + (long long)i * step * H * KDIM : gain[half], live);
+    for (int token = 0; token < TOKENS; token += step) {
+      const bool live = first + token < now.live;
+      copy(s.gain[half][eighth / 8] + swizzled(first + token, eighth % 8), live ? from + (long long)token * H * KDIM : gain[half], live);
     }
   }
 }
 
 // Its Kbar.
 DEVICE void fetch_read(Shared &s, int buffer, const Chunk &now, const HALF *const read[2]) {
-  const int step = THREADS / (TOKENS / 8), first = THREAD / (TOKENS / 8), plane = THREAD % (TOKENS / 8);
+  const int step = THREADS / 8, first = THREAD / 8, eighth = THREAD % 8;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const HALF *from = read[half] + now.at * KDIM * TOKENS + 8 * THREAD;
 #pragma unroll
-    for (int i = 0; i < KDIM / step; ++i)
-      copy(&s.read[buffer][half][plane][8 * (first + i * step)], from + 8 * THREADS * i, true);
+    for (int channel = 0; channel < KDIM; channel += step)
+      copy(s.read[buffer][half] + swizzled(first + channel, eighth), from + TOKENS * channel, true);
   }
 }
 
@@ -123,6 +138,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
   SHARED_MEMORY(Shared, s);
   const int warp = THREAD / 32, lane = THREAD % 32, g = lane / 4, t = lane % 4, group = warp / 4;
   const int own = 16 * warp, row = own + g;        // channels: rows of Lambda, N, Z
+  const int tile = lane >> 3, line = lane & 7;     // of four tiles that a warp stores, whose place this lane tells
   const int token = 16 * (warp % 4) + g;           // rows of S
   const int sequence = BLOCK / H, head = BLOCK % H;
   const int begin = seq_start[sequence], end = seq_start[sequence + 1];
@@ -144,11 +160,11 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     c.live = end - (int)c.first;
     return c;
   };
-  // e of one token a thread, and R_C, of the chunk after the one that is worked on.
-  float e = 1.f, kept_next = 1.f;
+  // Of the chunk after the one that is worked on: e of one token a thread, and what makes R_C.
+  float e = 1.f, retention = 0.f, left = 1.f;
   const auto gates = [&](const Chunk &c) {
     e = THREAD < TOKENS && THREAD < c.live ? to_end[(c.first + THREAD) * H + head] : 1.f;
-    kept_next = exponential(log_retention[c.first * H + head]) * to_end[c.first * H + head];
+    retention = log_retention[c.first * H + head], left = to_end[c.first * H + head];
   };
   if (count > 0) {
     const Chunk c = chunk_at(0);
@@ -162,7 +178,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     const int buffer = back & 1;
     const bool more = back + 1 < count;
     const Chunk now = chunk_at(back), next = chunk_at(more ? back + 1 : back);
-    const float kept = kept_next;
+    const float kept = exponential(retention) * left;
     if (THREAD < TOKENS) s.after[THREAD] = e;
     copies_wait();
     fence_for_groups();
@@ -199,7 +215,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       const unsigned high[4] = {a[0].high, a[1].high, a[2].high, a[3].high};
       const unsigned low[4] = {a[0].low, a[1].low, a[2].low, a[3].low};
       group_begin();
-      pair_product<TOKENS>(n, high, low, s.gain[0][j], s.gain[1][j], TOKEN_PLANE);
+      pair_product<TOKENS>(n, high, low, gain_at(s, j));
       group_commit();
       if (j >= 4) group_wait<2>();  // the halves of as many tiles are held
     }
@@ -211,8 +227,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       n[j][0] *= e0, n[j][1] *= e1, n[j][2] *= e0, n[j][3] *= e1;
       const Halves upper = halves(n[j][0], n[j][1]), lower = halves(n[j][2], n[j][3]);
       const unsigned tiles[4] = {upper.high, lower.high, upper.low, lower.low};
-      const int tile = lane >> 3;  // whose row, a token's 8 channels, this lane tells the place of
-      store_turned(&s.sent[tile >> 1][2 * warp + (tile & 1)][8 * (8 * j + (lane & 7))], tiles);
+      store_turned(&s.sent[tile >> 1][2 * warp + (tile & 1)][8 * (8 * j + line)], tiles);
       load2(z[j], &s.alpha[row][8 * j + 2 * t]), load2(z[j] + 2, &s.alpha[row + 8][8 * j + 2 * t]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) z[j][i] = .5f * z[j][i] - kept * n[j][i];
@@ -233,14 +248,14 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     group_begin();
 #pragma unroll
     for (int c = 0; c < TILES; c += 2)
-      pair_product<WIDTH>(sum, s.gain[0][c], s.gain[1][c], TOKEN_PLANE, &s.sent[0][c][8 * WIDTH * group],
-                          &s.sent[1][c][8 * WIDTH * group], TOKEN_PLANE);
+      pair_product<WIDTH>(sum, gain_at(s, c),
+                          Operand{&s.sent[0][c][8 * WIDTH * group], &s.sent[1][c][8 * WIDTH * group], TOKEN_PLANE});
     group_commit();
 #pragma unroll
     for (int i = THREAD; i < THREAD + TOKENS * TILES; i += THREADS) {
-      const int line = 8 * (i / TILES), plane = i % TILES;
-      move16(sent_high + now.at * KDIM * TOKENS + 8 * i, &s.sent[0][plane][line]);
-      move16(sent_low + now.at * KDIM * TOKENS + 8 * i, &s.sent[1][plane][line]);
+      const int at = 8 * (i / TILES), plane = i % TILES;
+      move16(sent_high + now.at * KDIM * TOKENS + 8 * i, &s.sent[0][plane][at]);
+      move16(sent_low + now.at * KDIM * TOKENS + 8 * i, &s.sent[1][plane][at]);
     }
     if (more) fetch_alpha(s, next, alpha);
     finish<WIDTH / 8>(sum);
@@ -252,9 +267,8 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       store2(met_at + 8 * j, sum[j][0], sum[j][1]), store2(met_at + 8 * TOKENS + 8 * j, sum[j][2], sum[j][3]);
       // S is symmetric: its rows lie where its columns would.
       const Halves upper = halves(.5f * sum[j][0], .5f * sum[j][1]), lower = halves(.5f * sum[j][2], .5f * sum[j][3]);
-      const int plane = WIDTH / 8 * group + j;
-      put(&s.met[0][plane][8 * token + 2 * t], upper.high), put(&s.met[0][plane][8 * (token + 8) + 2 * t], lower.high);
-      put(&s.met[1][plane][8 * token + 2 * t], upper.low), put(&s.met[1][plane][8 * (token + 8) + 2 * t], lower.low);
+      const unsigned tiles[4] = {upper.high, lower.high, upper.low, lower.low};
+      store_tiles(&s.met[tile >> 1][WIDTH / 8 * group + j][8 * (16 * (warp % 4) + 8 * (tile & 1) + line)], tiles);
     }
     fence_for_groups();
     sync_all();  // S is there, and nobody reads N and G any more
@@ -264,8 +278,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     group_begin();
 #pragma unroll
     for (int c = 0; c < TOKENS / 8; c += 2)
-      pair_product<TOKENS>(z, &s.read[buffer][0][c][512 * group], &s.read[buffer][1][c][512 * group], CHANNEL_PLANE,
-                           s.met[0][c], s.met[1][c], TOKEN_PLANE);
+      pair_product<TOKENS>(z, read_at(s, buffer, 64 * group, c), Operand{s.met[0][c], s.met[1][c], TOKEN_PLANE});
     group_commit();
     if (more) fetch_gain(s, next, gain, head, H);
     const float keep = kept * kept;
@@ -276,13 +289,12 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     finish<TOKENS / 8>(z);
     unsigned high[TOKENS / 8][2], low[TOKENS / 8][2];
 #pragma unroll
-    for (int j = 0; j < TOKENS / 8; ++j)
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const Halves h = halves(z[j][2 * i], z[j][2 * i + 1]);
-        high[j][i] = h.high, low[j][i] = h.low;
-        put(&s.drive[0][j][8 * (row + 8 * i) + 2 * t], h.high), put(&s.drive[1][j][8 * (row + 8 * i) + 2 * t], h.low);
-      }
+    for (int j = 0; j < TOKENS / 8; ++j) {
+      const Halves upper = halves(z[j][0], z[j][1]), lower = halves(z[j][2], z[j][3]);
+      const unsigned tiles[4] = {upper.high, lower.high, upper.low, lower.low};
+      store_tiles(&s.drive[tile >> 1][j][8 * (own + 8 * (tile & 1) + line)], tiles);
+      high[j][0] = upper.high, high[j][1] = lower.high, low[j][0] = upper.low, low[j][1] = lower.low;
+    }
 
     // Lambda <- R_C^2 Lambda + Z Kbar^T + Kbar Z^T
     fence_for_groups();
@@ -292,16 +304,14 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     for (int c = 0; c < TOKENS / 8; c += 2) {
       const unsigned a[4] = {high[c][0], high[c][1], high[c + 1][0], high[c + 1][1]};
       const unsigned a_low[4] = {low[c][0], low[c][1], low[c + 1][0], low[c + 1][1]};
-      pair_product<KDIM>(lam, a, a_low, s.read[buffer][0][c], s.read[buffer][1][c], CHANNEL_PLANE);
+      pair_product<KDIM>(lam, a, a_low, read_at(s, buffer, 0, c));
     }
     group_commit();
     sync_all();  // Z is there
     group_begin();
 #pragma unroll
     for (int c = 0; c < TOKENS / 8; c += 2)
-      pair_product<KDIM>(lam, &s.read[buffer][0][c][512 * group], &s.read[buffer][1][c][512 * group], CHANNEL_PLANE,
-                         s.drive[0][c], s.drive[1][c], CHANNEL_PLANE);
-    group_commit();
+      pair_product<KDIM>(lam, read_at(s, buffer, 64 * group, c), Operand{s.drive[0][c], s.drive[1][c], CHANNEL_PLANE});
     finish<TILES>(lam);
   }
 

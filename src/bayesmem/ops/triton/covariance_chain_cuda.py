@@ -24,10 +24,12 @@ def settings(key_dim: int, renew: int) -> dict[str, int]:
 def shared_bytes(key_dim: int) -> int:
     """Size of ``struct Shared``."""
     token_plane, channel_plane = 2 * (8 * TOKENS + 8), 2 * (8 * key_dim + 8)
-    gain, read = 2 * (key_dim // 8) * token_plane, 2 * (TOKENS // 8) * channel_plane
-    met = 2 * (TOKENS // 8) * token_plane
+    gain = read = 4 * TOKENS * key_dim
+    sent, drive, met = (
+        2 * n // 8 * plane for n, plane in ((key_dim, token_plane), (TOKENS, channel_plane), (TOKENS, token_plane))
+    )
     alpha = 4 * key_dim * (TOKENS + 8)
-    return gain + 2 * read + max(gain, read) + met + alpha + 4 * (TOKENS + key_dim // 16)
+    return gain + 2 * read + max(sent, drive) + met + alpha + 4 * (TOKENS + key_dim // 16)
 
 
 @lru_cache

@@ -4,7 +4,7 @@
 #define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, 128 / KDIM)
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
-#define SHARED_MEMORY(type, name) extern __shared__ __align__(128) char shared_bytes[]; type &name = *(type *)shared_bytes
+#define SHARED_MEMORY(type, name) extern __shared__ __align__(1024) char shared_bytes[]; type &name = *(type *)shared_bytes
 
 typedef unsigned short HALF;  // bfloat16
 
@@ -15,7 +15,6 @@ DEVICE void sync_all() { __syncthreads(); }
 DEVICE void load2(float *x, const float *at) { const float2 v = *(const float2 *)at; x[0] = v.x, x[1] = v.y; }
 DEVICE void store2(float *at, float x, float y) { *(float2 *)at = make_float2(x, y); }
 DEVICE void move16(HALF *to, const HALF *from) { *(uint4 *)to = *(const uint4 *)from; }
-DEVICE void put(HALF *at, unsigned two) { *(unsigned *)at = two; }
 DEVICE unsigned shared_address(const void *at) { return (unsigned)__cvta_generic_to_shared(at); }
 
 DEVICE unsigned pack(float x, float y) {  // x in the low half
@@ -30,12 +29,13 @@ DEVICE void copy(void *to, const void *from, bool there) {
 }
 DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Four tiles of 8 x 8 of a warp, turned: lane 8 i + r gives the place of row r of tile i, which is the tile's column r.
-DEVICE void store_turned(HALF *at, const unsigned tiles[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(at)), "r"(tiles[0]),
-               "r"(tiles[1]), "r"(tiles[2]), "r"(tiles[3])
-               : "memory");
-}
+// Four tiles of 8 x 8 of a warp: lane 8 i + r gives the place of row r of tile i; turned, of its column r.
+#define STORE(TURNED) \
+  asm volatile("stmatrix.sync.aligned.m8n8.x4" TURNED ".shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(at)), "r"(tiles[0]), \
+               "r"(tiles[1]), "r"(tiles[2]), "r"(tiles[3]) \
+               : "memory")
+DEVICE void store_tiles(HALF *at, const unsigned tiles[4]) { STORE(""); }
+DEVICE void store_turned(HALF *at, const unsigned tiles[4]) { STORE(".trans"); }
 
 DEVICE void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -44,9 +44,12 @@ template <int LEFT> DEVICE void group_wait() { asm volatile("wgmma.wait_group.sy
 DEVICE void hold(float *x) { asm volatile("" : G4(x)::"memory"); }  // nothing reads x before this
 DEVICE void fence_for_groups() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// An operand in shared memory: blocks of 8 rows by 8 of the contraction, 128 bytes each; the second 8 in the next plane.
+// An operand in shared memory: blocks of 8 rows by 8 of the contraction, 128 bytes each, the second 8 in the next plane; or
+// without planes rows of 128 bytes, swizzled, of which 8 begin at a multiple of 1024.
 DEVICE unsigned long long operand(const HALF *at, int plane) {
-  return (shared_address(at) & 0x3ffff) >> 4 | (unsigned long long)(plane / 8) << 16 | (unsigned long long)(128 / 16) << 32;
+  const unsigned long long start = (shared_address(at) & 0x3ffff) >> 4;
+  if (plane) return start | (unsigned long long)(plane / 8) << 16 | (unsigned long long)(128 / 16) << 32;
+  return start | 1ull << 16 | (unsigned long long)(1024 / 16) << 32 | 1ull << 62;
 }
 
 #define D16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
