@@ -257,14 +257,11 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       move16(sent_high + now.at * KDIM * TOKENS + 8 * i, &s.sent[0][plane][at]);
       move16(sent_low + now.at * KDIM * TOKENS + 8 * i, &s.sent[1][plane][at]);
     }
-    if (more) fetch_alpha(s, next, alpha);
     finish<WIDTH / 8>(sum);
     const float e0 = s.after[token], e1 = s.after[token + 8];
-    float *met_at = met + now.at * TOKENS * TOKENS + token * TOKENS + WIDTH * group + 2 * t;
 #pragma unroll
     for (int j = 0; j < WIDTH / 8; ++j) {
       sum[j][0] *= e0, sum[j][1] *= e0, sum[j][2] *= e1, sum[j][3] *= e1;
-      store2(met_at + 8 * j, sum[j][0], sum[j][1]), store2(met_at + 8 * TOKENS + 8 * j, sum[j][2], sum[j][3]);
       // S is symmetric: its rows lie where its columns would.
       const Halves upper = halves(.5f * sum[j][0], .5f * sum[j][1]), lower = halves(.5f * sum[j][2], .5f * sum[j][3]);
       const unsigned tiles[4] = {upper.high, lower.high, upper.low, lower.low};
@@ -280,7 +277,11 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     for (int c = 0; c < TOKENS / 8; c += 2)
       pair_product<TOKENS>(z, read_at(s, buffer, 64 * group, c), Operand{s.met[0][c], s.met[1][c], TOKEN_PLANE});
     group_commit();
-    if (more) fetch_gain(s, next, gain, head, H);
+    if (more) fetch_alpha(s, next, alpha);
+    float *met_at = met + now.at * TOKENS * TOKENS + token * TOKENS + WIDTH * group + 2 * t;
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; ++j)
+      store2(met_at + 8 * j, sum[j][0], sum[j][1]), store2(met_at + 8 * TOKENS + 8 * j, sum[j][2], sum[j][3]);
     const float keep = kept * kept;
 #pragma unroll
     for (int j = 0; j < TILES; ++j)
@@ -312,6 +313,8 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
 #pragma unroll
     for (int c = 0; c < TOKENS / 8; c += 2)
       pair_product<KDIM>(lam, read_at(s, buffer, 64 * group, c), Operand{s.drive[0][c], s.drive[1][c], CHANNEL_PLANE});
+    group_commit();
+    if (more) fetch_gain(s, next, gain, head, H);
     finish<TILES>(lam);
   }
 
