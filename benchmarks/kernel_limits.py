@@ -137,7 +137,7 @@ def by_cuda(x: dict[str, Tensor], noise: Tensor, old: str, new: str) -> Tensor:
         torch.empty_like(start),
     ]
     gates = [t.reshape(-1, heads).contiguous() for t in (x["log_retention"], noise, x["obs_noise"])]
-    arguments = [x["k"], *gates, floor, start, spans.seq_start, spans.chunk_first, gain, *rest]
+    arguments = [x["k"], *gates, floor, start, spans.seq_start, spans.chunk_first, gain, gain.new_empty(0), *rest]
     arguments += [heads, heads, 4, *WHOLE.tokens(spans)]
     kernel(
         grid=(batch * heads, 1, 1), block=(2 * size + 64, 1, 1), args=arguments, shared_mem=cuda.shared_bytes(settings)

@@ -12,6 +12,7 @@ from bayesmem.ops.triton.covariance_chain import Chained, chain
 from bayesmem.ops.triton.covariance_config import chain_config
 from bayesmem.ops.triton.covariance_forward import covariance_forward
 from bayesmem.ops.triton.covariance_prepare import Prepared, prepare
+from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.covariance_tokens import tokens
 from bayesmem.ops.triton.mean_backward import mean_backward
 from bayesmem.ops.triton.mean_chain import chain as mean_chain
@@ -62,16 +63,16 @@ class Stages:
         torch.autograd.grad(o, [*streams, retention], self.do.view_as(o))
 
     @cached_property
-    def covariance(self) -> tuple[Tensor, ...]:
-        """Gains, innovation variances, checkpoints and final covariances."""
+    def covariance(self) -> tuple[Pair, Tensor, Tensor, Tensor]:
+        """Gains, as a pair where keys are bfloat16, innovation variances, checkpoints and final covariances."""
         start = torch.eye(self.size, device=DEVICE).expand(self.shape[0], self.shape[2], -1, -1).contiguous()
         gates = (self.log_retention, self.process_noise, self.obs_noise, self.floor)
-        return covariance_forward(self.k, *gates, start, self.spans)
+        return covariance_forward(self.k, *gates, start, self.spans, halved=DEVICE.type != "cpu")
 
     @cached_property
     def saved(self) -> tuple[Tensor, ...]:
         """What the mean's backward starts from."""
-        streams = (self.q, self.k, self.v, self.covariance[0], self.log_decay)
+        streams = (self.q, self.k, self.v, self.covariance[0][0], self.log_decay)
         return mean_forward(*streams, None, self.spans, False, TF32)[3]
 
     @cached_property
@@ -98,8 +99,8 @@ class Stages:
         """What a stage makes, so far as all its settings make the same."""
         gain, innovation_var, checkpoints, _ = self.covariance
         if stage == "mean prepare":
-            made = prepared_tensors(self.k, gain, self.log_decay, self.spans)
-            mean_prepare(self.q, self.k, gain, self.log_decay, made, self.spans, TF32, tuning)
+            made = prepared_tensors(self.k, gain[0], self.log_decay, self.spans)
+            mean_prepare(self.q, self.k, gain[0], self.log_decay, made, self.spans, TF32, tuning)
             return made
         if stage == "mean chain":
             written, solve, _, factors, _, means = self.saved
@@ -107,8 +108,8 @@ class Stages:
             chained = (self.k, written, solve, factors)
             return mean_chain(chained, self.v, None, self.spans, TF32, tuning, *made)[0], *made
         if stage in ("mean chain backward", "mean local"):
-            streams = (self.q, self.k, self.v, gain, self.log_decay)
-            return mean_backward(*streams, self.saved, self.spans, self.do, None, None, TF32, tuning)
+            streams = (self.q, self.k, self.v, self.log_decay)
+            return mean_backward(*streams, self.saved, self.spans, self.do, None, None, TF32, torch.float32, tuning)
         rest = (self.spans, PAIRS, tuning)
         if stage == "covariance prepare":
             return prepare(self.k, None, gain, innovation_var, self.log_retention, self.d_gain, None, None, *rest)
@@ -135,7 +136,8 @@ class Blanks(Stages):
         def pair(x: Tensor) -> tuple[Tensor, Tensor]:
             return x.bfloat16(), x.bfloat16()
 
-        self.covariance, self.d_gain = (gain, gate, cov, final_cov), gain
+        gains = pair(gain) if DEVICE.type != "cpu" else (gain, None)
+        self.covariance, self.d_gain = (gains, gate, cov, final_cov), gain
         factors = torch.empty(chunks, heads, 2, chunk, **wide)
         self.saved = (gain.to(DTYPE), square.to(DTYPE), square.to(DTYPE), factors, self.v, cov.to(DTYPE))
         self.prepared = Prepared(pair(gain), square, square, None, columns, pair(columns), None, gate, gate, factors)

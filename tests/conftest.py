@@ -53,6 +53,15 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 @pytest.fixture
+def bfloat16(monkeypatch):
+    """Kernels know bfloat16, which Triton's interpreter does not."""
+    if not torch.cuda.is_available():
+        from interpreter import give_bfloat16
+
+        give_bfloat16(monkeypatch)
+
+
+@pytest.fixture
 def unchecked():
     """Switch the type checks of the tests off: what a user without them meets."""
     jaxtyping.config.update("jaxtyping_disable", True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops import Assumptions, Backend, Discount, LogLinearMixing, bayesian_filter
+from bayesmem.ops.fused import filter
 from bayesmem.types import Belief
 from ops.cases import DRIVEN, Case, Design, fields, make_case
 
@@ -53,13 +54,15 @@ def prepared(design: Design, dtype: torch.dtype, **sizes) -> Case:
     return case.with_(**(x | unit))
 
 
-def run(case: Case, backend: Backend, cu_seqlens: Tensor | None, precise: bool) -> tuple[dict, dict]:
-    """Outputs, and gradients of a random functional of them all."""
+def run(
+    case: Case, backend: Backend, cu_seqlens: Tensor | None, precise: bool, outputs: tuple[str, ...] | None = None
+) -> tuple[dict, dict]:
+    """Outputs (the design's, where not said), and gradients of a random functional of them all."""
     leaves = (case.to(torch.float64) if precise else case).leaves()
     given = dict(leaves.tensors)
     if "cov" in given and case.design.covariance == "full":
         given["cov"] = 0.5 * (given["cov"] + given["cov"].mT)
-    out = fields(leaves.with_(**given).run(backend, cu_seqlens=cu_seqlens))
+    out = fields(leaves.with_(**given).run(backend, cu_seqlens=cu_seqlens, outputs=outputs))
     source = torch.Generator().manual_seed(1)
     weights = {name: torch.randn(x.shape, generator=source).to(DEVICE) for name, x in out.items()}
     loss = sum((x.double() * weights[name]).sum() for name, x in out.items())
@@ -72,10 +75,16 @@ def error(actual: Tensor, expected: Tensor) -> float:
     return ((actual.double() - expected).norm() / expected.norm().clamp(min=1e-12)).item()
 
 
-def assert_filters(case: Case, dtype: torch.dtype, cu_seqlens: Tensor | None = None, chunk: int | None = CHUNK) -> None:
+def assert_filters(
+    case: Case,
+    dtype: torch.dtype,
+    cu_seqlens: Tensor | None = None,
+    chunk: int | None = CHUNK,
+    outputs: tuple[str, ...] | None = None,
+) -> None:
     cu_seqlens = None if cu_seqlens is None else cu_seqlens.to(DEVICE)
-    out, gradients = run(case, Backend("triton", chunk), cu_seqlens, precise=False)
-    exact, slopes = run(case, Backend("chunk"), cu_seqlens, precise=True)
+    out, gradients = run(case, Backend("triton", chunk), cu_seqlens, False, outputs)
+    exact, slopes = run(case, Backend("chunk"), cu_seqlens, True, outputs)
     assert out.keys() == exact.keys()
     output, stream, gate = TOLERANCE[dtype]
     errors = {name: (error(out[name], x), output) for name, x in exact.items()}
@@ -98,6 +107,19 @@ def test_every_structure_and_noise(design: Design, packed: bool):
 def test_sixteen_bits(design: Design, dtype: torch.dtype):
     case = prepared(design, dtype, batch=1, length=24, key_dim=20, value_dim=9, groups=2, heads=4)
     assert_filters(case, dtype)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_gains_are_halved_for_bfloat16_without_variances(bfloat16, monkeypatch, packed):
+    sizes = {"batch": 1, "length": 51, "rows": 4} if packed else {"batch": 2, "length": 24}
+    case = prepared(DESIGNS[0], torch.bfloat16, key_dim=20, value_dim=9, groups=1, heads=2, **sizes)
+    taken, backward = [], filter.covariance_backward_op
+    monkeypatch.setattr(filter, "covariance_backward_op", lambda *given: taken.append(given[4:6]) or backward(*given))
+    assert_filters(case, torch.bfloat16, PACKED if packed else None, outputs=("log_evidence", "final_belief"))
+    assert [x.dtype for x in taken.pop()] == [torch.bfloat16] * 2
+    assert_filters(case, torch.bfloat16, PACKED if packed else None)
+    high, low = taken.pop()
+    assert high.dtype == torch.float32 and low is None
 
 
 def test_from_the_prior_and_without_decay():

@@ -83,6 +83,20 @@ DEVICE float widen(unsigned bits) {
   return as_float(bits << 16);
 #endif
 }
+// To the nearest bfloat16, and of two as near to the even one.
+static unsigned bfloat16(float x) {
+  const unsigned u = as_bits(x);
+  return x != x ? 0x7fffu : (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+}
+DEVICE unsigned bfloat16s(float x, float y) { return bfloat16(x) | bfloat16(y) << 16; }
+DEVICE unsigned turned(unsigned x) {
+  const int warp = current / 32, lane = current % 32, turn = lanes[warp].phase & 1, g = lane / 4, t = lane % 4;
+  operand[warp][turn][lane][0] = x;
+  lanes[warp].wait(32);
+  const unsigned(*all)[6] = operand[warp][turn];  // column g, of which lane 4 row + g / 2 holds a row
+  const unsigned first = all[8 * t + g / 2][0] >> 16 * (g & 1), second = all[8 * t + 4 + g / 2][0] >> 16 * (g & 1);
+  return (first & 0xffffu) | second << 16;
+}
 #if KEY_KIND == 2
 DEVICE float to_float(float x) { return x; }
 #else

@@ -4,7 +4,9 @@ struct Arguments {
   const void *k;
   const float *log_retention, *process_noise, *obs_noise, *floor, *initial;
   const int *seq_start, *chunk_first;
-  float *gain, *innovation_var, *checkpoint, *final;
+  float *gain;
+  unsigned short *gain_low;
+  float *innovation_var, *checkpoint, *final;
   int H, G, steps_a_chunk, begin, most;
 };
 static const Arguments *given;
@@ -12,7 +14,7 @@ static const Arguments *given;
 static void kernel() {
   const Arguments &x = *given;
   covariance_forward((const KEY *)x.k, x.log_retention, x.process_noise, x.obs_noise, x.floor, x.initial, x.seq_start,
-                     x.chunk_first, x.gain, x.innovation_var, x.checkpoint, x.final, x.H, x.G, x.steps_a_chunk, x.begin, x.most);
+                     x.chunk_first, x.gain, x.gain_low, x.innovation_var, x.checkpoint, x.final, x.H, x.G, x.steps_a_chunk, x.begin, x.most);
 }
 
 extern "C" void launch(const Arguments *arguments, int blocks) {

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.triton import covariance_cuda, cuda_source
+from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-POINTERS, SIZES = 12, ("H", "G", "steps_a_chunk", "begin", "most")
+POINTERS, SIZES = 13, ("H", "G", "steps_a_chunk", "begin", "most")
 
 
 class Arguments(ctypes.Structure):
@@ -50,21 +51,23 @@ def emulated_forward(
     cluster: int = 1,
     together: bool = False,
     pieces: tuple[Piece, ...] = (WHOLE,),
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    halved: bool = False,
+) -> tuple[Pair, Tensor, Tensor, Tensor]:
     """As ``covariance_forward``, four warps multiplying ``together`` if they can.
 
     Outputs start as NaN, so that what is not written shows.
     """
     (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
     nan = float("nan")
+    gain = torch.full((count, heads, key_dim), nan, dtype=torch.bfloat16 if halved else torch.float32)
+    low = gain.clone() if halved else None
     outputs = (
-        torch.full((count, heads, key_dim), nan),
         torch.full((count, heads), nan),
         torch.full((spans.chunks, heads, key_dim, key_dim), nan),
         torch.full((spans.sequences, heads, key_dim, key_dim), nan),
     )
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans.seq_start, spans.chunk_first)
-    tensors = [x.contiguous() for x in (*given, *outputs)]
+    tensors = [x.contiguous() for x in (*given, gain, gain.new_empty(0) if low is None else low, *outputs)]
     library = compiled(folder, key_dim, k.dtype, cluster, together)
     expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster, together))
     assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
@@ -72,4 +75,4 @@ def emulated_forward(
         sizes = (heads, groups, spans.chunk_size // 16, *piece.tokens(spans))
         library.launch(ctypes.byref(Arguments(*(x.data_ptr() for x in tensors), *sizes)), spans.sequences * heads)
         tensors[5] = tensors[-1]  # the next piece goes on from there
-    return outputs
+    return (gain, low), *outputs

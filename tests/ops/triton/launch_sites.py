@@ -43,15 +43,14 @@ def getitem(kernel, grid):
     return launch
 
 
-def filtered(dtype, key_dim, structure, by_channel):
+def filtered(dtype, key_dim, structure, by_channel, wanted):
     decays = (2, 40, 4, key_dim) if by_channel else (2, 40, 4)
     q, k = (normalize(torch.randn(2, 40, 2, key_dim), dim=-1).to(dtype).requires_grad_() for _ in range(2))
     v = torch.randn(2, 40, 4, 48).to(dtype).requires_grad_()
     noise = {} if structure == "reset" else {"process_noise": PriorMixing(torch.full((2, 40, 4), -0.01))}
-    wanted = ("predictive_var", "log_evidence", "final_belief")
     gates = (torch.full(decays, -0.1), torch.ones(2, 40, 4))
     out = bayesian_filter(q, k, v, *gates, Assumptions(covariance=structure, **noise), backend="triton", outputs=wanted)
-    (out.o.float().sum() + out.predictive_var.sum() + out.log_evidence.sum()).backward()
+    (out.o.float().sum() + sum(getattr(out, name).sum() for name in wanted)).backward()
 
 
 def normed():
@@ -71,7 +70,8 @@ def main():
     for _ in range(2):
         for dtype, key_dim in ((torch.bfloat16, 64), (torch.bfloat16, 200), (torch.float32, 64)):
             for structure, by_channel in (("full", False), ("reset", False), ("reset", True)):
-                filtered(dtype, key_dim, structure, by_channel)
+                for wanted in (("log_evidence",), ("log_evidence", "predictive_var")):
+                    filtered(dtype, key_dim, structure, by_channel, wanted)
         normed()
     print(*(f"{name} {count}" for name, count in sorted(again.items())), sep="\n")
 

@@ -92,6 +92,7 @@ CASES = {
     "pairs, wide": ((CHUNK + 3,), 1, 2, 72, torch.float32, "reset", GRADIENTS, None),
     "pairs, blocks": ((CHUNK + 3, 5), 1, 2, 24, torch.float32, "reset", GRADIENTS, 16),
     "bfloat16": ((CHUNK + 5,), 1, 2, 16, torch.bfloat16, "mild", GRADIENTS, None),
+    "halved": ((CHUNK + 3, 5), 1, 2, 40, torch.bfloat16, "reset", ("gain", "innovation_var", "final_cov"), None),
     "float16": ((CHUNK + 5,), 1, 2, 16, torch.float16, "reset", ("gain", "var"), None),
 }
 
@@ -119,11 +120,14 @@ def test_the_kernels_have_the_gradients_of_the_float64_form(case):
     streams = [ship(x[name], dtype) for name in ("k", "q")]
     forward = [ship(made[name]) for name in ("gain", "innovation_var", "checkpoints", "final_cov")]
     gates = [ship(x[name]) for name in ("log_retention", "process_noise", "obs_noise", "floor")]
+    gain = forward.pop(0)
+    high = gain.bfloat16()
+    pair = (high, (gain - high.float()).bfloat16()) if case == "halved" else (gain, None)
     backward = [ship(gradients[name]) if name in given else None for name in GRADIENTS]
     tuning = None if tile is None else {"chain": {"BK": tile}, "tokens": {"BK": tile}}
     pairs = case.startswith("pairs")
     prec = "bf16x3" if pairs or dtype != torch.float32 else "tf32x3"
-    found = covariance_backward(*streams, *forward, *gates, spans, *backward, prec, tuning)
+    found = covariance_backward(*streams, pair, *forward, *gates, spans, *backward, prec, tuning)
     stream, gate = PAIRS if pairs else TOLERANCE[dtype]
     for name, value in zip(NAMES, found, strict=True):
         target = expected[name]
@@ -134,5 +138,14 @@ def test_the_kernels_have_the_gradients_of_the_float64_form(case):
             value = value.unflatten(1, (groups, heads // groups)).sum(2, dtype=torch.float32)
         assert error(value, target) < (stream if name in ("k", "q", "initial_cov") else gate), name
     if "var" in given:
-        var = variance_forward(streams[1], *forward[:3], *gates[:2], spans, "tf32x3")
+        var = variance_forward(streams[1], gain, *forward[:2], *gates[:2], spans, "tf32x3")
         assert error(var, made["var"].detach()) < 1e-5
+
+
+def test_a_pair_of_gains_is_refused_where_float32_is_needed():
+    """Its high half alone would be taken for all of it."""
+    half = torch.zeros(1, 1, 16, dtype=torch.bfloat16)
+    rest = (None,) * 9
+    for prec, dvar in (("tf32x3", None), ("bf16x3", torch.zeros(1, 1))):
+        with pytest.raises(ValueError, match="a pair of gains is for the products of bf16x3"):
+            covariance_backward(half, half, (half, half), *rest, half, None, dvar, None, prec)

@@ -76,6 +76,13 @@ def reference(x: dict[str, Tensor], lengths) -> tuple[Tensor, ...]:
     return torch.cat(gains), torch.cat(spread), torch.cat(kept), torch.cat(final)
 
 
+def wide(found) -> tuple[Tensor, ...]:
+    """Outputs with gains that are not halved."""
+    (gain, low), *rest = found
+    assert low is None
+    return gain, *rest
+
+
 CASES = [
     ((40,), 1, 1, 16, "mixed", torch.bfloat16),
     ((1, 15, 16, 17, 33), 2, 1, 16, "mixed", torch.float32),
@@ -96,7 +103,7 @@ def test_forward_is_the_chunk_form(tmp_path_factory, way, lengths, heads, groups
         found = emulated_forward(tmp_path_factory.getbasetemp(), **x, spans=spans, cluster=way)
     else:
         found = covariance_forward(**x, spans=spans, cuda=False if way == "triton" else way)
-    for name, actual, expected in zip(NAMES, found, reference(x, lengths), strict=True):
+    for name, actual, expected in zip(NAMES, wide(found), reference(x, lengths), strict=True):
         error = (actual.double() - expected).norm() / expected.norm()
         assert error < TOLERANCE, f"{name}: {error:.2e}"
 
@@ -115,7 +122,7 @@ def test_piece_by_piece_is_the_chunk_form(tmp_path_factory, way):
         launch, found = covariance_launcher(**x, spans=spans, cuda=False if way == "triton" else way, keep=True)
         for piece in pieces:
             launch(piece)
-    for name, actual, expected in zip(NAMES, found, reference(x, lengths), strict=True):
+    for name, actual, expected in zip(NAMES, wide(found), reference(x, lengths), strict=True):
         error = (actual.double() - expected).norm() / expected.norm()
         assert error < TOLERANCE, f"{name}: {error:.2e}"
 
@@ -126,9 +133,40 @@ def test_products_of_four_warps_are_the_chunk_form(tmp_path, lengths, key_dim, k
     x = inputs(lengths, 2, 1, key_dim, dtype, kind)
     spans = spans_of(tuple(torch.tensor([0, *lengths]).cumsum(0).tolist()), CHUNK, DEVICE)
     found = emulated_forward(tmp_path, **x, spans=spans, together=True)
-    for name, actual, expected in zip(NAMES, found, reference(x, lengths), strict=True):
+    for name, actual, expected in zip(NAMES, wide(found), reference(x, lengths), strict=True):
         error = (actual.double() - expected).norm() / expected.norm()
         assert error < TOLERANCE, f"{name}: {error:.2e}"
+
+
+HALVED = [(way, key_dim) for key_dim in (33, 60) for way in WAYS]
+HALVED += [] if GPU else [("together", 60)]
+
+
+@pytest.mark.parametrize(("way", "key_dim"), HALVED)
+def test_halved_gains_are_the_same_gains(bfloat16, tmp_path_factory, way, key_dim):
+    """Of a NaN the high half is one too: the mean reads it alone."""
+    lengths = (1, 20, 33)
+    x = inputs(lengths, 2, 1, key_dim, torch.bfloat16, "mixed")
+    x["process_noise"][30, 1] = torch.nan
+    spans = spans_of((0, 1, 21, 54), CHUNK, DEVICE)
+    if way != "triton" and not GPU:
+        folder, together = tmp_path_factory.getbasetemp(), way == "together"
+        given = {"cluster": 1 if together else way, "together": together}
+        plain, found = (emulated_forward(folder, **x, spans=spans, **given, halved=y) for y in (False, True))
+    else:
+        given = {"cuda": False if way == "triton" else way}
+        plain, found = (covariance_forward(**x, spans=spans, **given, halved=y) for y in (False, True))
+    (gain, _), (high, low) = plain[0], found[0]
+    assert high.dtype == low.dtype == torch.bfloat16 and gain.isnan().any() and not gain.isnan().all()
+    halves = gain.bfloat16(), (gain - gain.bfloat16().float()).bfloat16()
+    for one, other in zip((high, low, *found[1:]), (*halves, *plain[1:]), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def test_gains_of_other_keys_are_not_halved():
+    x = inputs((5,), 1, 1, 16, torch.float16, "mixed")
+    with pytest.raises(ValueError, match=r"halved for keys of bfloat16, not of torch.float16"):
+        covariance_forward(**x, spans=spans_of((0, 5), CHUNK, DEVICE), halved=True)
 
 
 def test_products_of_four_warps_are_taken_where_they_fit():
@@ -171,5 +209,5 @@ def test_cuda_source_at_the_sizes_of_use(tmp_path, key_dim, cluster, together, d
         found = covariance_forward(**x, spans=spans, cuda=cluster)
     else:
         found = emulated_forward(tmp_path, **x, spans=spans, cluster=cluster, together=together)
-    for actual, expected in zip(found, reference(x, lengths), strict=True):
+    for actual, expected in zip(wide(found), reference(x, lengths), strict=True):
         assert (actual.double() - expected).norm() < TOLERANCE * expected.norm()

@@ -30,7 +30,7 @@ def test_forward_is_the_chunk_form(lengths, heads, groups, key_dim, kind, dtype)
     assert segments is not None and len(segments.rounds) == -(-max(lengths) // forward.CHUNK) - 1
     tuning = {"transition": {"BH": 16}} if key_dim == 24 else None
     found = segmented_forward(*x.values(), spans, segments, tuning=tuning)
-    for name, actual, expected in zip(forward.NAMES, found, forward.reference(x, lengths), strict=True):
+    for name, actual, expected in zip(forward.NAMES, forward.wide(found), forward.reference(x, lengths), strict=True):
         error = (actual[: len(expected)].double() - expected).norm() / expected.norm()
         assert error < forward.TOLERANCE, f"{name}: {error:.2e}"
 
@@ -60,7 +60,8 @@ def test_few_keys_told_often_are_no_evidence_about_the_others():
     assert segments is not None
     found = segmented_forward(*x.values(), spans, segments)
     whole = covariance_forward(**x, spans=spans)
-    for name, actual, plain, expected in zip(forward.NAMES, found, whole, forward.reference(x, (tokens,)), strict=True):
+    made = (forward.wide(found), forward.wide(whole), forward.reference(x, (tokens,)))
+    for name, actual, plain, expected in zip(forward.NAMES, *made, strict=True):
         error, known = ((y.double() - expected).norm() / expected.norm() for y in (actual, plain))
         assert error < max(3 * known, forward.TOLERANCE), f"{name}: {error:.2e} cut, {known:.2e} whole"
 

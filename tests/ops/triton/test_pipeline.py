@@ -64,13 +64,14 @@ class _OnGpu(torch.Tensor):
     device = torch.device("cuda", 0)
 
 
-def test_the_operator_is_sound():
-    case = prepared(FULL, torch.float32, heads=1, batch=1, length=17, key_dim=4, value_dim=3)
+@pytest.mark.parametrize(("dtype", "want_var"), [(torch.float32, True), (torch.bfloat16, False)], ids=str)
+def test_the_operator_is_sound(bfloat16, dtype, want_var):
+    case = prepared(FULL, dtype, heads=1, batch=1, length=17, key_dim=4, value_dim=3)
     x = case.tensors
     row = lambda name: x[name][0].contiguous().requires_grad_()  # noqa: E731
     gates = [row("log_decay"), row("log_retention"), 0.1 + row("obs_noise").detach(), row("obs_noise")]
     start = [x["mean"].requires_grad_(), (0.5 * (x["cov"] + x["cov"].mT)).requires_grad_()]
     floor = torch.zeros(1, device=DEVICE)
-    given = (row("q"), row("k"), row("v"), *gates, floor, *start, None, 1, CHUNK, True, True, True)
+    given = (row("q"), row("k"), row("v"), *gates, floor, *start, None, 1, CHUNK, want_var, True, True)
     tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(filter_op.dispatched, given, test_utils=tests)

@@ -3,15 +3,41 @@
 import torch
 from torch import Tensor
 
-from bayesmem.ops.fused.operator import Operator, operator
+from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import chunk_count, grouped, spans_at, whole
 from bayesmem.ops.triton.covariance_backward import covariance_backward
 from bayesmem.ops.triton.covariance_forward import covariance_forward
+from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.covariance_segments import forward_segments, segmented_forward
+from bayesmem.ops.triton.spans import Spans
 from bayesmem.ops.triton.variance import variance_forward
 
 
-def run_covariance(
+def dense_covariance(
+    k: Tensor,
+    q: Tensor | None,
+    gates: tuple[Tensor, Tensor, Tensor, Tensor],
+    initial_cov: Tensor,
+    spans: Spans,
+    keep: bool,
+    halved: bool,
+) -> tuple[Pair, Tensor, Tensor, Tensor, Tensor]:
+    """As ``covariance_op``, with gains as ``covariance_forward`` gives them; ``halved`` only without ``q``."""
+    keep = keep or q is not None
+    segments = forward_segments(k, gates[0].shape[1], spans)
+    if segments is None:
+        made = covariance_forward(k, *gates, initial_cov, spans, keep=keep, halved=halved)
+    else:
+        made = segmented_forward(k, *gates, initial_cov, spans, segments, keep=keep, halved=halved)
+    gain, innovation_var, checkpoints, final_cov = made
+    var = innovation_var.new_empty(0)
+    if q is not None:
+        var = variance_forward(q, gain[0], innovation_var, checkpoints, *gates[:2], spans, "tf32x3")
+    return gain, innovation_var, final_cov, var, checkpoints
+
+
+@operator("bayesmem::covariance_pass")
+def covariance_op(
     k: Tensor,
     q: Tensor | None,
     log_retention: Tensor,
@@ -45,19 +71,8 @@ def run_covariance(
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     gates = (log_retention, process_noise, obs_noise, floor)
-    segments = forward_segments(k, log_retention.shape[1], spans)
-    if segments is None:
-        made = covariance_forward(k, *gates, initial_cov, spans, keep=keep or q is not None)
-    else:
-        made = segmented_forward(k, *gates, initial_cov, spans, segments, keep=keep or q is not None)
-    gain, innovation_var, checkpoints, final_cov = made
-    var = gain.new_empty(0)
-    if q is not None:
-        var = variance_forward(q, gain, innovation_var, checkpoints, log_retention, process_noise, spans, "tf32x3")
-    return gain, innovation_var, final_cov, var, checkpoints
-
-
-covariance_op = Operator("bayesmem::covariance_pass", run_covariance)
+    (gain, _), *rest = dense_covariance(k, q, gates, initial_cov, spans, keep, halved=False)
+    return gain, *rest  # type: ignore[return-value]
 
 
 @covariance_op.register_fake
@@ -78,6 +93,7 @@ def covariance_backward_op(
     dvar: Tensor | None,
     d_final_cov: Tensor | None,
     gain: Tensor,
+    gain_low: Tensor | None,
     innovation_var: Tensor,
     final_cov: Tensor,
     checkpoints: Tensor,
@@ -95,7 +111,7 @@ def covariance_backward_op(
     dk, dq, *gates, d_initial_cov = covariance_backward(
         k,
         q,
-        gain,
+        (gain, gain_low),
         innovation_var,
         checkpoints,
         final_cov,
@@ -114,7 +130,7 @@ def covariance_backward_op(
 
 
 @covariance_backward_op.register_fake
-def _(dgain, dinnovation_var, dvar, d_final_cov, gain, innovation_var, final_cov, checkpoints, k, q, *rest):  # type: ignore[no-untyped-def]
+def _(dgain, dinnovation_var, dvar, d_final_cov, gain, gain_low, innovation_var, final_cov, checkpoints, k, q, *rest):  # type: ignore[no-untyped-def]
     log_retention, floor = rest[0], rest[3]
     dq = k.new_empty(0) if dvar is None or q is None else torch.empty_like(q)
     gates = (torch.empty_like(log_retention) for _ in range(3))
@@ -148,7 +164,7 @@ def _covariance_gradient(ctx, dgain, dinnovation_var, d_final_cov, dvar, _):  # 
     saved[4] = q
     dvar = None if q is None else whole(dvar)
     grads = covariance_backward_op(
-        dgain, whole(dinnovation_var), dvar, whole(d_final_cov), gain, *saved, ctx.batch, ctx.chunk
+        dgain, whole(dinnovation_var), dvar, whole(d_final_cov), gain, None, *saved, ctx.batch, ctx.chunk
     )
     dk, dq, *rest = grads
     return dk, dq if q is not None else None, *rest, None, None, None, None

@@ -6,7 +6,7 @@ It gives what ``covariance_op`` and ``mean_op`` give one after the other; togeth
 import torch
 from torch import Tensor
 
-from bayesmem.ops.fused.covariance import covariance_backward_op, covariance_op, run_covariance
+from bayesmem.ops.fused.covariance import covariance_backward_op, covariance_op, dense_covariance
 from bayesmem.ops.fused.mean import mean_backward_op, mean_op, run_mean
 from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import precision_of, spans_at, whole
@@ -35,7 +35,21 @@ def filter_op(
     want_energy: bool,
     keep: bool,
 ) -> tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
 ]:
     """Covariance, gains, mean and read-out.
 
@@ -60,29 +74,39 @@ def filter_op(
     Returns:
         o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (empty where not asked for), final mean, innovation variance
         ``[N, H]``, final covariance, predictive variance ``[N, H]`` (likewise); and, for the backward pass, the gain,
-        the covariance before every chunk, and the last six of ``mean_op``.
+        its low half (empty where it is float32), the covariance before every chunk, and the last six of ``mean_op``.
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     heads, gates = v.shape[1], (log_retention, process_noise, obs_noise, floor)
-    parts = parts_of(k, heads, spans)
+    halved, parts = _halved(k, want_var), parts_of(k, heads, spans)
     if parts == 1 or forward_segments(k, heads, spans) or mean_segments(k, heads, spans):
-        place = (cu_seqlens, batch, chunk)
         query = q if want_var else None
-        gain, innovation_var, final_cov, var, checkpoints = run_covariance(k, query, *gates, initial_cov, *place, keep)
+        made = dense_covariance(k, query, gates, initial_cov, spans, keep, halved)
+        (gain, low), innovation_var, final_cov, var, checkpoints = made
+        place = (cu_seqlens, batch, chunk)
         o, energy, final_mean, *saved = run_mean(q, k, v, gain, log_decay, initial_mean, *place, want_energy)
-        return o, energy, final_mean, innovation_var, final_cov, var, gain, checkpoints, *saved  # type: ignore[return-value]
-    kept, prec = keep or want_var, precision_of(q)
-    covariance, mean = pipelined_forward(
-        q, k, v, log_decay, gates, initial_mean, initial_cov, spans, kept, want_energy, prec, parts
-    )
-    gain, innovation_var, checkpoints, final_cov = covariance
-    o, measured, final_mean, (written, *saved) = mean
-    var = gain.new_empty(0)
-    if want_var:
-        var = variance_forward(q, gain, innovation_var, checkpoints, log_retention, process_noise, spans, "tf32x3")
-    energy = log_decay.new_empty(0) if measured is None else measured
-    written = gain.new_empty(0) if written is gain else written
-    return o, energy, final_mean, innovation_var, final_cov, var, gain, checkpoints, written, *saved  # type: ignore[return-value]
+    else:
+        kept, prec = keep or want_var, precision_of(q)
+        covariance, mean = pipelined_forward(
+            q, k, v, log_decay, gates, initial_mean, initial_cov, spans, kept, halved, want_energy, prec, parts
+        )
+        (gain, low), innovation_var, checkpoints, final_cov = covariance
+        o, measured, final_mean, (written, *rest) = mean
+        var = log_decay.new_empty(0)
+        if want_var:
+            var = variance_forward(q, gain, innovation_var, checkpoints, log_retention, process_noise, spans, "tf32x3")
+        energy = log_decay.new_empty(0) if measured is None else measured
+        saved = [gain.new_empty(0) if written is gain else written, *rest]
+    low = gain.new_empty(0) if low is None else low
+    return o, energy, final_mean, innovation_var, final_cov, var, gain, low, checkpoints, *saved  # type: ignore[return-value]
+
+
+def _halved(k: Tensor, want_var: bool) -> bool:
+    """Whether gains are a pair: the mean reads its high half, the backward pass both, which spares memory and traffic.
+
+    What a chunk's gains leave of the variance can be little, so that with it they stay float32.
+    """
+    return k.dtype == torch.bfloat16 and not want_var
 
 
 @filter_op.register_fake
@@ -90,8 +114,11 @@ def _(q, k, v, log_decay, log_retention, process_noise, obs_noise, floor, initia
     *place, want_var, want_energy, keep = rest
     gates = (log_retention, process_noise, obs_noise, floor)
     gain, spread, cov, var, checkpoints = covariance_op(k, q if want_var else None, *gates, initial_cov, *place, keep)
+    low = gain.new_empty(0)
+    if _halved(k, want_var):
+        gain, low = (torch.empty_like(gain, dtype=k.dtype) for _ in range(2))
     o, energy, final_mean, *saved = mean_op(q, k, v, gain, log_decay, initial_mean, *place, want_energy)
-    return o, energy, final_mean, spread, cov, var, gain, checkpoints, *saved
+    return o, energy, final_mean, spread, cov, var, gain, low, checkpoints, *saved
 
 
 def _context(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -103,14 +130,16 @@ def _context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _gradient(ctx, do, d_energy, d_final_mean, d_innovation_var, d_final_cov, dvar, *_):  # type: ignore[no-untyped-def]
-    q, k, v, log_decay, *gates, cu_seqlens, innovation_var, final_cov, gain, checkpoints = ctx.saved_tensors[:13]
+    q, k, v, log_decay, *gates, cu_seqlens, innovation_var, final_cov, gain, low, checkpoints = ctx.saved_tensors[:14]
+    written, *rest = ctx.saved_tensors[14:]
     place = (cu_seqlens, ctx.batch, ctx.chunk)
     do = torch.zeros_like(v) if do is None else do.contiguous()
-    saved = (q, k, v, gain, log_decay, *ctx.saved_tensors[13:], *place)
+    saved = (q, k, v, log_decay, gain if gain.dtype == k.dtype else written, *rest, *place, torch.float32)
     dq, dk, dv, dgain, d_decay, d_mean = mean_backward_op(do, whole(d_energy), whole(d_final_mean), *saved)
     dvar = dvar if dvar is not None and dvar.numel() else None  # of what was not asked for
     query = None if dvar is None else q
-    kept = (gain, innovation_var, final_cov, checkpoints, k, query, *gates, *place)
+    pair = (gain, low if gain.dtype == torch.bfloat16 else None)
+    kept = (*pair, innovation_var, final_cov, checkpoints, k, query, *gates, *place)
     more_k, more_q, *d_gates, d_cov = covariance_backward_op(
         dgain, whole(d_innovation_var), whole(dvar), whole(d_final_cov), *kept
     )

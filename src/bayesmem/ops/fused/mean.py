@@ -85,7 +85,6 @@ def mean_backward_op(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    gain: Tensor,
     log_decay: Tensor,
     written: Tensor,
     solve: Tensor,
@@ -96,34 +95,39 @@ def mean_backward_op(
     cu_seqlens: Tensor | None,
     batch: int,
     chunk: int,
+    gain_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, the gain, the decay and the initial mean."""
+    """Gradients of q, k, v, the gain (in ``gain_dtype``; ``written`` has that of the streams), decay, initial mean."""
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
-    saved = (written if written.numel() else gain, solve, scores, factors, innovation, means)
-    dq, dk, *rest = mean_backward(q, k, v, gain, log_decay, saved, spans, do, d_energy, d_final_mean, precision_of(q))
+    saved = (written, solve, scores, factors, innovation, means)
+    given = (saved, spans, do, d_energy, d_final_mean, precision_of(q), gain_dtype)
+    dq, dk, *rest = mean_backward(q, k, v, log_decay, *given)
     return grouped(dq, q), grouped(dk, k), *rest  # type: ignore[return-value]
 
 
 @mean_backward_op.register_fake
-def _(do, d_energy, d_final_mean, q, k, v, gain, log_decay, *rest):  # type: ignore[no-untyped-def]
-    cu_seqlens, batch, _ = rest[-3:]
+def _(do, d_energy, d_final_mean, q, k, v, log_decay, written, *rest):  # type: ignore[no-untyped-def]
+    cu_seqlens, batch, _, gain_dtype = rest[-4:]
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
     d_initial = log_decay.new_empty(sequences, v.shape[1], k.shape[-1], v.shape[-1])
-    return (*(torch.empty_like(x) for x in (q, k, v, gain, log_decay)), d_initial)
+    d_gain = torch.empty_like(written, dtype=gain_dtype)
+    return (*(torch.empty_like(x) for x in (q, k, v)), d_gain, torch.empty_like(log_decay), d_initial)
 
 
 def _mean_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     q, k, v, gain, log_decay, initial_mean, cu_seqlens, ctx.batch, ctx.chunk, _ = inputs
-    ctx.has_initial = initial_mean is not None
+    ctx.has_initial, ctx.gain_dtype = initial_mean is not None, gain.dtype
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[3:])
-    ctx.save_for_backward(q, k, v, gain, log_decay, *output[3:], cu_seqlens)
+    written = gain if gain.dtype == k.dtype else output[3]
+    ctx.save_for_backward(q, k, v, log_decay, written, *output[4:], cu_seqlens)
 
 
 def _mean_gradient(ctx, do, d_energy, d_final_mean, *_):  # type: ignore[no-untyped-def]
     saved = ctx.saved_tensors
     do = torch.zeros_like(saved[2]) if do is None else do.contiguous()
-    *grads, d_initial = mean_backward_op(do, whole(d_energy), whole(d_final_mean), *saved, ctx.batch, ctx.chunk)
+    place = (ctx.batch, ctx.chunk, ctx.gain_dtype)
+    *grads, d_initial = mean_backward_op(do, whole(d_energy), whole(d_final_mean), *saved, *place)
     return *grads, d_initial if ctx.has_initial else None, None, None, None, None
 
 

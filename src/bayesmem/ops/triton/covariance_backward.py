@@ -20,6 +20,7 @@ from torch import Tensor
 from bayesmem.ops.triton.carry import leaving
 from bayesmem.ops.triton.covariance_chain import Chained, chain
 from bayesmem.ops.triton.covariance_prepare import Prepared, prepare
+from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.covariance_segments import backward_segments
 from bayesmem.ops.triton.covariance_tokens import tokens
 from bayesmem.ops.triton.covariance_transition import transitions
@@ -37,7 +38,7 @@ Gradients = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]
 def covariance_backward(
     k: Float[Tensor, "N G K"],
     q: Float[Tensor, "N G K"] | None,
-    gain: Float[Tensor, "N H K"],
+    gain: Pair,
     innovation_var: Float[Tensor, "N H"],
     checkpoints: Float[Tensor, "NC H K K"],
     final_cov: Float[Tensor, "S H K K"],
@@ -58,8 +59,8 @@ def covariance_backward(
     Args:
         k: keys; value head h reads key head ``h // (H // G)``.
         q: queries, where ``dvar`` is given.
-        gain: of the forward pass, float32, as all that follows.
-        innovation_var: of the forward pass.
+        gain: of the forward pass ``[N, H, K]``, a pair of bfloat16 only with ``bf16x3`` and without ``dvar``.
+        innovation_var: of the forward pass, float32, as all that follows.
         checkpoints: the symmetric covariance before every chunk.
         final_cov: the covariance after every sequence.
         log_retention: at most 0.
@@ -79,8 +80,13 @@ def covariance_backward(
     Returns:
         Gradients of k ``[N, H, K]`` (a value head each) and q (None without ``dvar``) in the dtype of the streams, of
         log_retention, process_noise, obs_noise ``[N, H]``, floor ``[H]``, and the initial covariance (symmetric).
+
+    Raises:
+        ValueError: the gain is a pair, and another precision or the gradient of variances asks for float32.
     """
-    covariance = (gain, innovation_var, checkpoints, log_retention, process_noise)
+    if gain[1] is not None and (prec != "bf16x3" or dvar is not None):
+        raise ValueError("a pair of gains is for the products of bf16x3, and not for gradients of variances")
+    covariance = (gain[0], innovation_var, checkpoints, log_retention, process_noise)
     dq = var = None
     if q is not None and dvar is not None:
         dq, var = posterior_times(q, 2 * dvar, covariance, spans, PRODUCT_PRECISION, tuning)

@@ -23,8 +23,8 @@ from torch import Tensor
 from bayesmem.ops.triton.covariance_chain_cuda import cuda_chain
 from bayesmem.ops.triton.covariance_chain_tiled import tiled_chain_kernel
 from bayesmem.ops.triton.covariance_config import chain_config
-from bayesmem.ops.triton.covariance_prepare import Pair, Prepared
-from bayesmem.ops.triton.covariance_products import pair_product, product, split, transposed
+from bayesmem.ops.triton.covariance_prepare import Prepared
+from bayesmem.ops.triton.covariance_products import Pair, pair_product, product, split, transposed
 from bayesmem.ops.triton.covariance_tiles import (
     cov_after,
     load_column_pair,

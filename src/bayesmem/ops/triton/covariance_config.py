@@ -17,10 +17,10 @@ Config = dict[str, Any]
 WHOLE_SHARED = 200 * 1024
 
 
-def prepare_config(gain: Tensor, prec: str, tuning: Tuning | None) -> Config:
+def prepare_config(dgain: Tensor, prec: str, tuning: Tuning | None) -> Config:
     """Of ``covariance_prepare``: BK channels at a time in, OUT_BLOCK out."""
-    size = gain.shape[-1]
-    stages = 3 if prec == "bf16x3" and limits(gain.device).shared >= LARGE_SHARED else 2
+    size = dgain.shape[-1]
+    stages = 3 if prec == "bf16x3" and limits(dgain.device).shared >= LARGE_SHARED else 2
     config = {"BK": block(size, 32), "OUT_BLOCK": block(size, 64), "PREC": prec, "num_warps": 4, "num_stages": stages}
     return _put("prepare", config, tuning)
 

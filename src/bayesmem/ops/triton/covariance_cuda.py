@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.cuda_source import compiled
 from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
@@ -107,7 +108,7 @@ def cuda_forward(
     floor: Tensor,
     initial_cov: Tensor,
     spans: Spans,
-    gain: Tensor,
+    gain: Pair,
     innovation_var: Tensor,
     checkpoints: Tensor,
     final_cov: Tensor,
@@ -115,13 +116,15 @@ def cuda_forward(
 ) -> None:
     """Launch the kernel over a piece, ``cluster`` blocks a (sequence, head).
 
-    The last four tensors are filled (if not empty); ``final_cov`` may be ``initial_cov``.
+    ``gain`` and the last three tensors are filled (if not empty); ``final_cov`` may be ``initial_cov``. Gains are a
+    pair of keys of bfloat16 alone.
     """
     (_, groups, key_dim), heads = k.shape, log_retention.shape[1]
     chosen = chosen_settings(key_dim, k.dtype, cluster, k.device.index)
     start = initial_cov.contiguous()
     tensors = [k, log_retention, process_noise, obs_noise, floor, start, spans.seq_start, spans.chunk_first]
-    outputs = [gain, innovation_var, checkpoints, final_cov]
+    high, low = gain
+    outputs = [high, high.new_empty(0) if low is None else low, innovation_var, checkpoints, final_cov]
     sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0)
     kernel = _kernel(key_dim, k.dtype, cluster, k.device.index)
     assert kernel is not None  # of ``chosen_cluster``

@@ -279,8 +279,8 @@ DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
 GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float *process_noise,
                                           const float *obs_noise, const float *floor, const float *initial,
                                           const int *seq_start, const int *chunk_first, float *gain,
-                                          float *innovation_var, float *checkpoint, float *final, int H, int G,
-                                          int steps_a_chunk, int begin, int most) {
+                                          unsigned short *gain_low, float *innovation_var, float *checkpoint,
+                                          float *final, int H, int G, int steps_a_chunk, int begin, int most) {
   SHARED_MEMORY(Shared, s);
   const int bh = BLOCK / CLUSTER, sequence = bh / H, head = bh % H;
   // Of every sequence `most` tokens from `begin`, a multiple of a chunk.
@@ -291,8 +291,8 @@ GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float 
   const long long gates = start * H + head;
   if (CLUSTER > 1) sync_all();  // all blocks have begun: their shared memory is there
   if (THREAD < 32 * OWN_WARPS)
-    matrix_warp(s, k + start * G * K, initial, gain + start * H * K, checkpoint, final, length, chunk, steps_a_chunk,
-                bh, head, H, G);
+    matrix_warp(s, k + start * G * K, initial, gain, gain_low, checkpoint, final, start, length, chunk,
+                steps_a_chunk, bh, head, H, G);
   else if (THREAD < 32 * OWN_WARPS + 32)
     gate_warp(s, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head], length, H);
   else

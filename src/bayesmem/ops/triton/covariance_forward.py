@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bayesmem.ops.triton.covariance_cuda import chosen_cluster, cuda_forward
+from bayesmem.ops.triton.covariance_products import Pair, rounded_pair
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
 from bayesmem.ops.triton.sizes import power_of_two
 from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
@@ -55,6 +56,7 @@ def covariance_forward_kernel(
     seq_start_ptr,
     chunk_first_ptr,
     gain_ptr,
+    gain_low_ptr,
     innovation_var_ptr,
     checkpoint_ptr,
     cov_ptr,
@@ -70,7 +72,10 @@ def covariance_forward_kernel(
     BN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Grid (S * H,), ``most`` tokens of each from ``begin``; cov [S, H, K, K], the initial one, becomes the final."""
+    """Grid (S * H,), ``most`` tokens of each from ``begin``; cov [S, H, K, K], the initial one, becomes the final.
+
+    Gains are float32 where ``gain_low_ptr`` is None, and else a pair.
+    """
     pid = tl.program_id(0)
     sequence, head = pid // H, pid % H
     start = tl.load(seq_start_ptr + sequence).to(tl.int64) + begin
@@ -83,7 +88,7 @@ def covariance_forward_kernel(
     lower = index[:, None] >= index[None, :]
     diagonal = index[:, None] == index[None, :]
     keys = k_ptr + start * G * K + (head // (H // G)) * K
-    gains = gain_ptr + start * H * K + head * K
+    gains = start * H * K + head * K
     gates = start * H + head
     cov = cov_ptr + pid.to(tl.int64) * K * K
     scratch = scratch_ptr + pid.to(tl.int64) * 2 * C * KB  # P k of the step, then W
@@ -136,7 +141,13 @@ def covariance_forward_kernel(
             kP = tl.load(scratch + index[:, None] * KB + block[None, :])
             k_block = tl.load(key_at + block[None, :], mask=held, other=0.0).to(tl.float32)
             gain = tl.dot(mix, kP, input_precision=PREC) + tl.dot(fresh, k_block, input_precision=PREC)
-            tl.store(gains + token[:, None].to(tl.int64) * (H * K) + block[None, :], gain, mask=held)
+            gain_at = gains + token[:, None].to(tl.int64) * (H * K) + block[None, :]
+            if gain_low_ptr is None:
+                tl.store(gain_ptr + gain_at, gain, mask=held)
+            else:
+                high, low = rounded_pair(gain)
+                tl.store(gain_ptr + gain_at, high, mask=held)
+                tl.store(gain_low_ptr + gain_at, low, mask=held)
             tl.store(scratch + (C + index)[:, None] * KB + block[None, :], gain * written[:, None])
         tl.debug_barrier()
         W = tl.load(scratch + (C + index)[:, None] * KB + channel[None, :])
@@ -161,13 +172,17 @@ def covariance_launcher(
     spans: Spans,
     cuda: bool | int = True,
     keep: bool = True,
-) -> tuple[Callable[[Piece], None], tuple[Tensor, Tensor, Tensor, Tensor]]:
+    halved: bool = False,
+) -> tuple[Callable[[Piece], None], tuple[Pair, Tensor, Tensor, Tensor]]:
     """What launches the kernel over a piece, pieces in their order, and what it fills; as of ``covariance_forward``.
 
     The last of these, the covariance after the piece, is symmetric but for rounding.
     """
+    if halved and k.dtype != torch.bfloat16:
+        raise ValueError(f"gains are halved for keys of bfloat16, not of {k.dtype}")
     (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
-    gain = k.new_empty(count, heads, key_dim, dtype=torch.float32)
+    high = k.new_empty(count, heads, key_dim, dtype=torch.bfloat16 if halved else torch.float32)
+    gain = high, torch.empty_like(high) if halved else None
     innovation_var = torch.empty_like(log_retention)
     checkpoints = k.new_empty(spans.chunks if keep else 0, heads, key_dim, key_dim, dtype=torch.float32)
     gates = (log_retention, process_noise, obs_noise, floor)
@@ -191,7 +206,9 @@ def covariance_launcher(
             *gates,
             spans.seq_start,
             spans.chunk_first,
-            *outputs,
+            *gain,
+            innovation_var,
+            checkpoints,
             final,
             scratch,
             heads,
@@ -219,7 +236,8 @@ def covariance_forward(
     spans: Spans,
     cuda: bool | int = True,
     keep: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    halved: bool = False,
+) -> tuple[Pair, Tensor, Tensor, Tensor]:
     """Propagate the dense covariance through all tokens.
 
     Args:
@@ -232,12 +250,17 @@ def covariance_forward(
         spans: sequences and chunks; C a multiple of 16.
         cuda: whether the CUDA kernel may be used where there is one; a number is its blocks a covariance.
         keep: whether the covariance before every chunk is kept, as the backward pass and variances need it.
+        halved: whether gains are written as a pair of bfloat16 (``covariance_products``), for keys of bfloat16.
 
     Returns:
-        Gains ``[N, H, K]``, innovation variances ``[N, H]``, the covariance before every chunk
-        ``[NC, H, K, K]`` (none where it is not kept) and the final one ``[S, H, K, K]``, all float32.
+        Gains ``[N, H, K]`` as a pair, float32 and None where they are not halved; in float32 innovation variances
+        ``[N, H]``, the covariance before every chunk ``[NC, H, K, K]`` (none where it is not kept) and the final one
+        ``[S, H, K, K]``.
+
+    Raises:
+        ValueError: gains of other keys are to be halved.
     """
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans)
-    launch, (*outputs, final) = covariance_launcher(*given, cuda, keep)
+    launch, (gain, innovation_var, checkpoints, final) = covariance_launcher(*given, cuda, keep, halved)
     launch(WHOLE)
-    return *outputs, 0.5 * (final + final.mT)  # type: ignore[return-value]
+    return gain, innovation_var, checkpoints, 0.5 * (final + final.mT)

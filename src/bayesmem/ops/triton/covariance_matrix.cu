@@ -62,8 +62,51 @@ DEVICE void mixed(float gains[2][4], const float pk[2][4], const float *keys, co
       gains[m][i] = (sum[m][2][i] + sum[m][4][i]) + (sum[m][0][i] + (sum[m][1][i] + sum[m][3][i]));
 }
 
-DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *gain, float *checkpoint, float *final,
-                        int length, int first_chunk, int steps_a_chunk, int bh, int head, int H, int G) {
+// The gains of a step to memory in float32; `to` is where the first token's own channels lie, `live` tokens are left.
+DEVICE void store_gains(float *to, const float gains[2][4], int live, int row, int own, int g, int t) {
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int token = 8 * m + 2 * t + (i & 1), channel = g + 8 * (i >> 1);
+      if (token < live && own + channel < K) to[(long long)token * row + channel] = gains[m][i];
+    }
+}
+
+// Two neighbouring channels, of which `left` are there.
+DEVICE void store_halves(unsigned short *to, unsigned halves, int left) {
+  if (K % 2 == 0) {
+    if (left > 0) *(unsigned *)to = halves;
+  } else {
+    if (left > 0) to[0] = (unsigned short)halves;
+    if (left > 1) to[1] = (unsigned short)(halves >> 16);
+  }
+}
+
+// Likewise as pairs of bfloat16, x = high + low but for 2^-17 of it, turned so that a thread has neighbouring channels.
+// High is rounded as the mean pass, which reads it alone, would round x: a NaN stays one.
+DEVICE void store_pairs(unsigned short *high, unsigned short *low, const float gains[2][4], int live, int row, int own,
+                        int g, int t) {
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      const float x = gains[m][i], y = gains[m][i + 1];
+      const unsigned whole = bfloat16s(x, y);
+      const unsigned rest = bfloat16s(x - as_float(whole << 16), y - as_float(whole & 0xffff0000u));
+      const unsigned highs = turned(whole), lows = turned(rest);
+      const int token = 8 * m + g, channel = 4 * i + 2 * t;
+      if (token < live) {
+        const long long at = (long long)token * row + channel;
+        store_halves(high + at, highs, K - own - channel);
+        store_halves(low + at, lows, K - own - channel);
+      }
+    }
+}
+
+DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *gain, unsigned short *low,
+                        float *checkpoint, float *final, long long start, int length, int first_chunk,
+                        int steps_a_chunk, int bh, int head, int H, int G) {
   const int warp = RANK * OWN_WARPS + (THREAD >> 5), lane = THREAD & 31, g = lane >> 2, t = lane & 3, own = 16 * warp;
   const int loader = 32 * warp + lane;
   const int steps = (length + 15) / 16;
@@ -132,14 +175,12 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
         p[j][i] = keep * p[j][i] + (i >> 1 == (j & 1) && here ? (i & 1 ? uneven : even) : 0.f);
     }
     begin_update(p, w, s, g, t);
-    float *out = gain + (long long)(16 * n + 2 * t) * H * K + (long long)head * K + own + g;
-    const int live = length - 16 * n - 2 * t;
-#pragma unroll
-    for (int m = 0; m < 2; ++m)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (n >= 0 && 8 * m + (i & 1) < live && own + g + 8 * (i >> 1) < K)
-          out[(long long)(8 * m + (i & 1)) * H * K + 8 * (i >> 1)] = gains[m][i];
+    if (n >= 0) {
+      const long long at = ((start + 16 * n) * H + head) * K + own;
+      const int live = length - 16 * n;
+      if (KEY_KIND == 0 && low) store_pairs((unsigned short *)gain + at, low + at, gains, live, H * K, own, g, t);
+      else store_gains(gain + at, gains, live, H * K, own, g, t);
+    }
 
     if (n >= -1) {
       // P k of the next step, from that before the write: Y = R_C^2 Y + c_C k - W^T X

@@ -78,6 +78,20 @@ DEVICE float widen(unsigned bits) {  // a 16-bit float
 #endif
 }
 
+// Two floats rounded to bfloat16, x in the low bits.
+DEVICE unsigned bfloat16s(float x, float y) {
+  unsigned r;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(y), "f"(x));
+  return r;
+}
+
+// The transpose of a warp's 8 x 8 matrix of 16-bit numbers: lane 4 g + t holds row g, columns 2t and 2t + 1.
+DEVICE unsigned turned(unsigned x) {
+  unsigned r;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(x));
+  return r;
+}
+
 #if KEY_KIND == 2
 DEVICE float to_float(float x) { return x; }
 #else

@@ -28,9 +28,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops.triton.covariance_config import prepare_config
-from bayesmem.ops.triton.covariance_products import product, split, unit_inverse
+from bayesmem.ops.triton.covariance_products import (
+    Pair,
+    pair_product,
+    product,
+    split,
+    transposed,
+    unit_inverse,
+)
 from bayesmem.ops.triton.covariance_tiles import (
     load_gate,
+    load_token_pair,
     load_tokens,
     place_chunk,
     retention_ratios,
@@ -44,8 +52,6 @@ from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
 from bayesmem.ops.triton.spans import Spans
-
-Pair = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +90,14 @@ def prepare_kernel(
     k,
     q,
     gain,
+    gain_low,
     innovation_var,
     log_retention,
     dgain,
     dinnovation_var,
     dvar,
-    gain_high,
-    gain_low,
+    made_high,
+    made_low,
     solve,
     direct,
     query,
@@ -113,7 +120,7 @@ def prepare_kernel(
     OUT_BLOCK: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """One program a chunk and head."""
+    """One program a chunk and head; the gain is made a pair unless ``made_high`` and ``made_low`` are None."""
     chunk, head = tl.program_id(0), tl.program_id(1)
     at, key_head = chunk.to(tl.int64) * H + head, head // (H // G)
     first, live = place_chunk(chunk, seq_start, chunk_seq, chunk_first, C)
@@ -121,14 +128,15 @@ def prepare_kernel(
     yg = tl.zeros([C, C], tl.float32)
     qg = tl.zeros([C, C], tl.float32)
     for col in range(0, K, BK):
-        g_tile = load_tokens(gain, first, live, head, col, H, K, C, BK)
-        if gain_low is not None:
-            store_token_pair(gain_high, gain_low, split(g_tile, PREC), first, live, head, col, H, K, C, BK)
-        g_tile = tl.trans(g_tile)
-        kg = product(load_tokens(k, first, live, key_head, col, G, K, C, BK), g_tile, kg, PREC)
-        yg = product(load_tokens(dgain, first, live, head, col, H, K, C, BK), g_tile, yg, PREC)
+        g = load_token_pair(gain, gain_low, first, live, head, col, H, K, C, BK)
+        if made_high is not None:
+            g = split(g[0], PREC)
+            store_token_pair(made_high, made_low, g, first, live, head, col, H, K, C, BK)
+        g = transposed(g)
+        kg = pair_product(split(load_tokens(k, first, live, key_head, col, G, K, C, BK), PREC), g, kg, PREC)
+        yg = pair_product(split(load_tokens(dgain, first, live, head, col, H, K, C, BK), PREC), g, yg, PREC)
         if dvar is not None:
-            qg = product(load_tokens(q, first, live, key_head, col, G, K, C, BK), g_tile, qg, PREC)
+            qg = pair_product(split(load_tokens(q, first, live, key_head, col, G, K, C, BK), PREC), g, qg, PREC)
 
     ratio, since, after = retention_ratios(log_retention, first, live, head, H, C)
     store_sums(sums, log_retention, first, live, head, at, H, C)
@@ -183,7 +191,7 @@ def empty_pair(x: Tensor) -> Pair:
 def prepare(
     k: Tensor,
     q: Tensor | None,
-    gain: Tensor,
+    gain: Pair,
     innovation_var: Tensor,
     log_retention: Tensor,
     dgain: Tensor,
@@ -194,14 +202,15 @@ def prepare(
     tuning: Tuning | None,
 ) -> Prepared:
     """Launch ``prepare_kernel``; the arguments are those of ``covariance_backward``."""
-    heads, key_dim = gain.shape[1:]
+    heads, key_dim = dgain.shape[1:]
     chunk, asked = spans.chunk_size, dvar is not None
-    solve = gain.new_empty(spans.chunks, heads, chunk, chunk)
-    alpha = gain.new_empty(spans.chunks, heads, key_dim, chunk)
+    solve = innovation_var.new_empty(spans.chunks, heads, chunk, chunk)
+    alpha = innovation_var.new_empty(spans.chunks, heads, key_dim, chunk)
     query, heard = (torch.empty_like(x) if asked else None for x in (solve, alpha))
     halved = prec == "bf16x3"
+    made = empty_pair(gain[0]) if halved and gain[1] is None else None
     prepared = Prepared(
-        empty_pair(gain) if halved else (gain, None),
+        gain if made is None else made,
         solve,
         torch.empty_like(solve),
         query,
@@ -210,18 +219,18 @@ def prepare(
         heard,
         torch.empty_like(log_retention),
         torch.empty_like(log_retention),
-        gain.new_empty(spans.chunks, heads, 2, chunk),
+        innovation_var.new_empty(spans.chunks, heads, 2, chunk),
     )
     prepare_kernel[(spans.chunks, heads)](
         k,
         q,
-        gain,
+        *gain,
         innovation_var,
         log_retention,
         dgain,
         dinnovation_var,
         dvar,
-        *prepared.gain,
+        *((None, None) if made is None else made),
         prepared.solve,
         prepared.direct,
         prepared.query,
@@ -239,6 +248,6 @@ def prepare(
         K=key_dim,
         C=chunk,
         LEVELS=chunk.bit_length() - 1,
-        **prepare_config(gain, prec, tuning),
+        **prepare_config(dgain, prec, tuning),
     )
     return prepared

@@ -15,6 +15,9 @@ from typing import no_type_check
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+Pair = tuple[Tensor, Tensor | None]  # in memory: bfloat16, or float32 and None
 
 # The interpreter multiplies the bits of bfloat16 as integers.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
@@ -38,6 +41,14 @@ def split(x, PREC: tl.constexpr):
         bits = (x.to(tl.uint32, bitcast=True) + 0x8000) & 0xFFFF0000
         low = (x - bits.to(tl.float32, bitcast=True)).to(tl.bfloat16)
         return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), low
+
+
+@triton.jit
+@no_type_check
+def rounded_pair(x):
+    """The pair of a tile of float32, its high half fit to stand alone: of a NaN ``split`` may leave a zero there."""
+    high = x.to(tl.bfloat16)
+    return high, (x - high.to(tl.float32)).to(tl.bfloat16)
 
 
 @triton.jit

@@ -25,6 +25,7 @@ from bayesmem.ops.triton.carry import carry
 from bayesmem.ops.triton.covariance_config import chain_config
 from bayesmem.ops.triton.covariance_cuda import chosen_cluster
 from bayesmem.ops.triton.covariance_forward import covariance_forward
+from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.covariance_transition import keys_from_start, transitions
 from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.mean_config import Tuning
@@ -139,17 +140,18 @@ def segmented_forward(
     spans: Spans,
     segments: Segments,
     keep: bool = True,
+    halved: bool = False,
     prec: str = "tf32x3",
     tuning: Tuning | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Pair, Tensor, Tensor, Tensor]:
     """As ``covariance_forward``, in ``segments``; ``prec`` is that of A and of what the tokens see."""
     gates = (log_retention, process_noise, obs_noise, floor)
     start = initial_cov.new_zeros(segments.spans.sequences, *initial_cov.shape[1:])
     start[segments.first] = initial_cov
     gain, innovation_var, _, cov = covariance_forward(k, *gates, start, segments.spans, keep=False)
-    read, to_end = keys_from_start(k, gain, log_retention, spans, prec, tuning)
+    read, to_end = keys_from_start(k, gain[0], log_retention, spans, prec, tuning)
     transition, seen = transitions(
-        (gain, None),
+        gain,
         (read, None),
         log_retention,
         to_end,
@@ -164,5 +166,7 @@ def segmented_forward(
     keys = information_keys(seen)
     del seen
     start += entering(cov, transition, keys, segments)
-    gain, innovation_var, checkpoints, cov = covariance_forward(k, *gates, start, segments.spans, keep=keep)
+    gain, innovation_var, checkpoints, cov = covariance_forward(
+        k, *gates, start, segments.spans, keep=keep, halved=halved
+    )
     return gain, innovation_var, checkpoints, cov[segments.last]

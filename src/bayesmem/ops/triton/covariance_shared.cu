@@ -29,6 +29,8 @@
 // A covariance may be shared by CLUSTER blocks on as many multiprocessors (Hopper's thread block clusters), each with its
 // share of the matrix warps; what all need (keys, W, partial sums) is written into the shared memory of every one.
 //
+// Gains are float32, or where gain_low is given pairs of bfloat16, of which gain takes the high halves.
+//
 // P before every chunk of steps_a_chunk steps is kept for the backward pass (0: nothing is).
 //
 // Compiled with: CLUSTER, K, KDIM (K padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).

@@ -101,7 +101,6 @@ def mean_backward(
     q: Float[Tensor, "N G K"],
     k: Float[Tensor, "N G K"],
     v: Float[Tensor, "N H V"],
-    gain: Float[Tensor, "N H K"],
     log_decay: Float[Tensor, "N H"],
     saved: tuple[Tensor, ...],
     spans: Spans,
@@ -109,6 +108,7 @@ def mean_backward(
     d_energy: Float[Tensor, "N H"] | None,
     d_final_mean: Float[Tensor, "S H K V"] | None,
     prec: str,
+    gain_dtype: torch.dtype,
     tuning: Tuning | None = None,
 ) -> tuple[
     Float[Tensor, "N H K"],
@@ -121,10 +121,9 @@ def mean_backward(
     """Gradients of ``mean_forward``.
 
     Args:
-        q: as in ``mean_forward``; so k, v, gain, log_decay, spans, prec.
+        q: as in ``mean_forward``; so k, v, log_decay, spans, prec.
         k: keys.
         v: values.
-        gain: gains.
         log_decay: log decays.
         saved: what ``mean_forward`` gave for this.
         spans: where sequences and chunks lie.
@@ -132,11 +131,12 @@ def mean_backward(
         d_energy: that of the energies, float32, or ``None``.
         d_final_mean: that of the final mean, float32, or ``None``.
         prec: ``input_precision`` of products of float32 streams.
+        gain_dtype: of the gradient of the gains.
         tuning: as in ``mean_forward``; the kernels are chain_backward and local.
 
     Returns:
-        Of q and k (this pass's part), one a value head, in their dtype; of v and gain, in theirs; of log_decay and the
-        initial mean, in float32.
+        Of q and k (this pass's part), one a value head, in their dtype; of v in its own, of gain in ``gain_dtype``; of
+        log_decay and the initial mean in float32.
     """
     written, solve, scores, factors, innovation, means = saved
     heads, key, value = v.shape[1], k.shape[-1], v.shape[-1]
@@ -181,7 +181,7 @@ def mean_backward(
         after = leaving(gathered, transition, d_final_mean, segments, both=False)
         d_initial_mean = chain_backward(after, segments.spans)[segments.first]
     local = mean_backward_local(
-        q, k, written, log_decay, factors, innovation, means, do, dv, d_means, spans, prec, tuning, gain.dtype
+        q, k, written, log_decay, factors, innovation, means, do, dv, d_means, spans, prec, tuning, gain_dtype
     )
     dq, dk, d_gain, d_log_decay = local
     return dq, dk, dv, d_gain, d_log_decay, d_initial_mean

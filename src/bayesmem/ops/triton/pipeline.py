@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bayesmem.ops.triton.covariance_cuda import chosen_cluster
 from bayesmem.ops.triton.covariance_forward import covariance_launcher
+from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.mean_forward import mean_forward
 from bayesmem.ops.triton.spans import Piece, Spans, pieces_of
@@ -46,10 +47,11 @@ def pipelined_forward(
     initial_cov: Tensor,
     spans: Spans,
     keep: bool,
+    halved: bool,
     want_energy: bool,
     prec: str,
     parts: int,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]]:
+) -> tuple[tuple[Pair, Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]]]:
     """``covariance_forward`` and ``mean_forward`` under its gains, in ``parts`` pieces.
 
     Args:
@@ -62,6 +64,7 @@ def pipelined_forward(
         initial_cov: as of ``covariance_forward``, as spans and keep.
         spans: where sequences and chunks lie.
         keep: whether the covariance before every chunk is kept.
+        halved: whether gains are written as a pair, of which the mean reads the high half.
         want_energy: whether the squared innovations are asked for.
         prec: of the mean's products.
         parts: pieces at most; of sequences that neither pass cuts into segments.
@@ -70,17 +73,19 @@ def pipelined_forward(
         What ``covariance_forward`` returns, and what ``mean_forward`` does.
     """
     pieces = pieces_of(spans, parts)
-    launch, (*outputs, final) = covariance_launcher(k, *gates, initial_cov, spans, True, keep)
+    launch, (gain, innovation_var, checkpoints, final) = covariance_launcher(
+        k, *gates, initial_cov, spans, True, keep, halved
+    )
     gpu = k.device.type == "cuda"
     try:
         done = _launched(pieces, launch, k.device) if gpu else [launch(piece) for piece in pieces]
         filtered = _followed(pieces, done, k.device)
-        mean = mean_forward(q, k, v, outputs[0], log_decay, initial_mean, spans, want_energy, prec, pieces=filtered)
+        mean = mean_forward(q, k, v, gain[0], log_decay, initial_mean, spans, want_energy, prec, pieces=filtered)
     except BaseException:
         if gpu:  # what the other stream still fills is about to be given back
             torch.cuda.current_stream(k.device).wait_stream(_stream(k.device))
         raise
-    return (*outputs, 0.5 * (final + final.mT)), mean
+    return (gain, innovation_var, checkpoints, 0.5 * (final + final.mT)), mean
 
 
 def _launched(
