@@ -113,8 +113,9 @@ def test_sixteen_bits(design: Design, dtype: torch.dtype):
 def test_gains_are_halved_for_bfloat16_without_variances(bfloat16, monkeypatch, packed):
     sizes = {"batch": 1, "length": 51, "rows": 4} if packed else {"batch": 2, "length": 24}
     case = prepared(DESIGNS[0], torch.bfloat16, key_dim=20, value_dim=9, groups=1, heads=2, **sizes)
-    taken, backward = [], filter.covariance_backward_op
-    monkeypatch.setattr(filter, "covariance_backward_op", lambda *given: taken.append(given[4:6]) or backward(*given))
+    taken, backward = [], filter.covariance_backward
+    seen = lambda *given, **named: taken.append(given[2]) or backward(*given, **named)  # noqa: E731
+    monkeypatch.setattr(filter, "covariance_backward", seen)
     assert_filters(case, torch.bfloat16, PACKED if packed else None, outputs=("log_evidence", "final_belief"))
     assert [x.dtype for x in taken.pop()] == [torch.bfloat16] * 2
     assert_filters(case, torch.bfloat16, PACKED if packed else None)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.fused.operator import operator
-from bayesmem.ops.fused.tables import chunk_count, grouped, spans_at, whole
+from bayesmem.ops.fused.tables import chunk_count, grouped, pairs_of, spans_at, whole
 from bayesmem.ops.triton.covariance_backward import covariance_backward
 from bayesmem.ops.triton.covariance_forward import covariance_forward
 from bayesmem.ops.triton.covariance_products import Pair
@@ -124,7 +124,7 @@ def covariance_backward_op(
         dinnovation_var,
         dvar,
         d_final_cov,
-        "tf32x3" if k.dtype == torch.float32 else "bf16x3",
+        pairs_of(k),
     )
     return grouped(dk, k), k.new_empty(0) if dq is None else grouped(dq, k), *gates, d_initial_cov  # type: ignore[return-value]
 

@@ -6,11 +6,13 @@ It gives what ``covariance_op`` and ``mean_op`` give one after the other; togeth
 import torch
 from torch import Tensor
 
-from bayesmem.ops.fused.covariance import covariance_backward_op, covariance_op, dense_covariance
-from bayesmem.ops.fused.mean import mean_backward_op, mean_op, run_mean
+from bayesmem.ops.fused.covariance import covariance_op, dense_covariance
+from bayesmem.ops.fused.mean import mean_op, run_mean
 from bayesmem.ops.fused.operator import operator
-from bayesmem.ops.fused.tables import precision_of, spans_at, whole
+from bayesmem.ops.fused.tables import grouped, pairs_of, precision_of, spans_at, whole
+from bayesmem.ops.triton.covariance_backward import covariance_backward
 from bayesmem.ops.triton.covariance_segments import forward_segments
+from bayesmem.ops.triton.mean_backward import mean_backward
 from bayesmem.ops.triton.mean_chain import mean_segments
 from bayesmem.ops.triton.pipeline import parts_of, pipelined_forward
 from bayesmem.ops.triton.variance import variance_forward
@@ -129,23 +131,67 @@ def _context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*given, cu_seqlens, output[3], output[4], *output[6:])
 
 
-def _gradient(ctx, do, d_energy, d_final_mean, d_innovation_var, d_final_cov, dvar, *_):  # type: ignore[no-untyped-def]
-    q, k, v, log_decay, *gates, cu_seqlens, innovation_var, final_cov, gain, low, checkpoints = ctx.saved_tensors[:14]
-    written, *rest = ctx.saved_tensors[14:]
-    place = (cu_seqlens, ctx.batch, ctx.chunk)
-    do = torch.zeros_like(v) if do is None else do.contiguous()
-    saved = (q, k, v, log_decay, gain if gain.dtype == k.dtype else written, *rest, *place, torch.float32)
-    dq, dk, dv, dgain, d_decay, d_mean = mean_backward_op(do, whole(d_energy), whole(d_final_mean), *saved)
-    dvar = dvar if dvar is not None and dvar.numel() else None  # of what was not asked for
+@operator("bayesmem::filter_pass_backward")
+def filter_backward_op(
+    do: Tensor,
+    d_energy: Tensor | None,
+    d_final_mean: Tensor | None,
+    d_innovation_var: Tensor | None,
+    d_final_cov: Tensor | None,
+    dvar: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    log_retention: Tensor,
+    process_noise: Tensor,
+    obs_noise: Tensor,
+    floor: Tensor,
+    cu_seqlens: Tensor | None,
+    innovation_var: Tensor,
+    final_cov: Tensor,
+    gain: Tensor,
+    low: Tensor,
+    checkpoints: Tensor,
+    written: Tensor,
+    solve: Tensor,
+    scores: Tensor,
+    factors: Tensor,
+    innovation: Tensor,
+    means: Tensor,
+    batch: int,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, the decay, the three other gates, the floor, the initial mean and covariance."""
+    spans, prec = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device), precision_of(q)
+    saved = (gain if gain.dtype == k.dtype else written, solve, scores, factors, innovation, means)
+    given = (saved, spans, do, d_energy, d_final_mean, prec, torch.float32)
+    dq, dk, dv, dgain, d_decay, d_mean = mean_backward(q, k, v, log_decay, *given)
     query = None if dvar is None else q
     pair = (gain, low if gain.dtype == torch.bfloat16 else None)
-    kept = (*pair, innovation_var, final_cov, checkpoints, k, query, *gates, *place)
-    more_k, more_q, *d_gates, d_cov = covariance_backward_op(
-        dgain, whole(d_innovation_var), whole(dvar), whole(d_final_cov), *kept
-    )
-    dq = dq if query is None else dq + more_q
-    nothing = (None,) * 6
-    return dq, dk + more_k, dv, d_decay, *d_gates, d_mean if ctx.has_initial else None, d_cov, *nothing
+    gates = (log_retention, process_noise, obs_noise, floor)
+    gradients = (dgain, d_innovation_var, dvar, d_final_cov)
+    kept = (k, query, pair, innovation_var, checkpoints, final_cov, *gates, spans)
+    dk, more_q, *d_gates, d_cov = covariance_backward(*kept, *gradients, pairs_of(k), dk=dk)
+    dq = grouped(dq if more_q is None else dq + more_q, q)
+    return dq, grouped(dk, k), dv, d_decay, *d_gates, d_mean, d_cov  # type: ignore[return-value]
+
+
+@filter_backward_op.register_fake
+def _(do, d_energy, d_final_mean, d_innovation_var, d_final_cov, dvar, q, k, v, log_decay, *rest):  # type: ignore[no-untyped-def]
+    floor, final_cov = rest[3], rest[6]
+    d_mean = log_decay.new_empty(*final_cov.shape[:-1], v.shape[-1])
+    streams, gates = (torch.empty_like(x) for x in (q, k, v)), (torch.empty_like(log_decay) for _ in range(4))
+    return *streams, *gates, torch.empty_like(floor), d_mean, torch.empty_like(final_cov)
+
+
+def _gradient(ctx, do, d_energy, d_final_mean, d_innovation_var, d_final_cov, dvar, *_):  # type: ignore[no-untyped-def]
+    saved = ctx.saved_tensors
+    do = torch.zeros_like(saved[2]) if do is None else do.contiguous()
+    dvar = dvar if dvar is not None and dvar.numel() else None  # of what was not asked for
+    given = (whole(x) for x in (d_energy, d_final_mean, d_innovation_var, d_final_cov, dvar))
+    *found, d_mean, d_cov = filter_backward_op(do, *given, *saved, ctx.batch, ctx.chunk)
+    return *found, d_mean if ctx.has_initial else None, d_cov, *(None,) * 6
 
 
 filter_op.register_autograd(_gradient, _context)

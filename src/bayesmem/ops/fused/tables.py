@@ -38,6 +38,11 @@ def precision_of(x: Tensor) -> str:
     return "tf32x3" if x.dtype == torch.float32 else "tf32"
 
 
+def pairs_of(k: Tensor) -> str:
+    """Of the products that make the adjoint of the covariance, likewise (``covariance_products``)."""
+    return "tf32x3" if k.dtype == torch.float32 else "bf16x3"
+
+
 def whole(x: Grad) -> Grad:
     """A gradient laid out as the kernels read it, if there is one."""
     return None if x is None else x.contiguous()

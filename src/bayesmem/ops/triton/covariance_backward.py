@@ -53,6 +53,7 @@ def covariance_backward(
     d_final_cov: Float[Tensor, "S H K K"] | None,
     prec: str,
     tuning: Tuning | None = None,
+    dk: Float[Tensor, "N H K"] | None = None,
 ) -> Gradients:
     """Gradients of the covariance pass.
 
@@ -76,10 +77,12 @@ def covariance_backward(
             ``tf32x3`` for those of float32, which also get ``covariance_retention``. Products with P_0 that make dq
             subtract, and are always ``tf32x3``.
         tuning: overrides a kernel: ``prepare``, ``chain``, ``tokens``, ``retention``, ``posterior``.
+        dk: what other passes have found of the gradient of k; this one's is added to it in place.
 
     Returns:
-        Gradients of k ``[N, H, K]`` (a value head each) and q (None without ``dvar``) in the dtype of the streams, of
-        log_retention, process_noise, obs_noise ``[N, H]``, floor ``[H]``, and the initial covariance (symmetric).
+        Gradients of k ``[N, H, K]`` (a value head each; ``dk`` where it is given) and q (None without ``dvar``) in the
+        dtype of the streams, of log_retention, process_noise, obs_noise ``[N, H]``, floor ``[H]``, and the initial
+        covariance (symmetric).
 
     Raises:
         ValueError: the gain is a pair, and another precision or the gradient of variances asks for float32.
@@ -101,7 +104,8 @@ def covariance_backward(
         chained, d_initial_cov = _chain_in_segments(prepared, dvar, log_retention, *states, segments, prec, tuning)
         spans = segments.spans
     gates = (log_retention, process_noise, obs_noise, floor)
-    made = tokens(k, q, innovation_var, gates, gradients, var, checkpoints, prepared, chained, spans, prec, tuning)
+    known = (var, checkpoints, prepared, chained)
+    made = tokens(k, q, innovation_var, gates, gradients, *known, spans, prec, tuning, dk)
     return made.k, dq, made.log_retention, made.process_noise, made.obs_noise, made.floor.sum(0), d_initial_cov
 
 

@@ -113,6 +113,7 @@ def tokens_kernel(
     BK: tl.constexpr,
     OUT_BLOCK: tl.constexpr,
     SUM_BLOCK: tl.constexpr,
+    ADDED: tl.constexpr,
     PREC: tl.constexpr,
 ):
     """One program a chunk and head; ``dfloor`` is a part of the sum, ``[NC, H]``; wbar is only passed on.
@@ -216,6 +217,8 @@ def tokens_kernel(
         total = (since * since)[:, None] * total + added[:, None] * joined(w_pair) + along[:, None] * k_tile
         g = load_token_pair(gain_high, gain_low, first, live, head, col, H, K, C, OUT_BLOCK)
         total = pair_product(split(told, PREC), g, total, PREC)
+        if ADDED:
+            total += load_tokens(dk, first, live, head, col, H, K, C, OUT_BLOCK).to(tl.float32)
         store_tokens(dk, total, first, live, head, col, H, K, C, OUT_BLOCK)
 
 
@@ -259,8 +262,11 @@ def tokens(
     spans: Spans,
     prec: str,
     tuning: Tuning | None,
+    dk: Tensor | None = None,
 ) -> TokenGradients:
     """Launch ``tokens_kernel`` and ``settle_kernel``, and for float32 streams ``covariance_retention``.
+
+    The gradient of k is added to ``dk``, where it is given.
 
     wbar, as a pair, takes the place of ``prepared.read``, unless registers hold it (``covariance_tokens_whole``).
 
@@ -273,7 +279,7 @@ def tokens(
     wbar = high.view(-1)[: gain.numel()].view_as(gain)
     wbar_low = None if low is None else low.view(-1)[: gain.numel()].view_as(gain)
     made = TokenGradients(
-        torch.empty_like(gain, dtype=k.dtype),
+        torch.empty_like(gain, dtype=k.dtype) if dk is None else dk,
         torch.empty_like(innovation_var),
         torch.empty_like(innovation_var),
         torch.empty_like(innovation_var),
@@ -314,6 +320,7 @@ def tokens(
         G=k.shape[1],
         K=key_dim,
         C=spans.chunk_size,
+        ADDED=dk is not None,
         **config,
     )
     settle_kernel[(spans.chunks, heads)](

@@ -78,6 +78,7 @@ def whole_tokens_kernel(
     K: tl.constexpr,
     C: tl.constexpr,
     BK: tl.constexpr,
+    ADDED: tl.constexpr,
     PREC: tl.constexpr,
 ):
     """As ``tokens_kernel``, BK >= K; registers hold wbar, of which nothing is stored."""
@@ -170,4 +171,6 @@ def whole_tokens_kernel(
             total = pair_product((high[part], low[part]), cov_tile, total, PREC)
     else:
         total = pair_product(w, split(load_matrix(cov, 0, 0, K, BK, BK), PREC), total, PREC)
+    if ADDED:
+        total += load_tokens(dk, first, live, head, 0, H, K, C, BK).to(tl.float32)
     store_tokens(dk, total, first, live, head, 0, H, K, C, BK)
