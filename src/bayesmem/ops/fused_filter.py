@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
-from bayesmem.ops.fused_gains import Evidence, dense_gates, dense_start, gains_of
+from bayesmem.ops.fused_gains import Evidence, dense_end, dense_gates, dense_start, gains_of
 from bayesmem.ops.fused_noise import gate, log_gate, row
 from bayesmem.ops.triton.device import LARGE_SHARED, limits
 from bayesmem.ops.validate import MEASURED
@@ -104,6 +104,7 @@ def filter_fused(
         sequences=batch if cu_seqlens is None else cu_seqlens.shape[0] - 1,
         want_var="predictive_var" in outputs,
         want_energy=not set(MEASURED).isdisjoint(outputs),
+        want_belief="final_belief" in outputs,
         learning=_learning((q, k, v, log_decay, obs_noise), a, belief),
     )
     by_channel = evidence.decay.ndim == 3
@@ -128,7 +129,7 @@ def _dense(e: Evidence, a: Assumptions) -> _Found:
     o, energy, mean, innovation_var, cov, var, *_ = fused.filter_op(
         e.q, e.k, e.v, e.decay, *gates, e.mean, cov, *e.place, *wanted
     )
-    return o, var, innovation_var, energy, Belief(mean, cov)
+    return o, var, innovation_var, energy, Belief(mean, dense_end(cov, e))
 
 
 def _one_token(e: Evidence, a: Assumptions) -> _Found:

@@ -25,6 +25,7 @@ class Evidence(NamedTuple):
         sequences: S.
         want_var: whether the predictive variance is asked for.
         want_energy: whether the squared innovations are asked for.
+        want_belief: whether the belief after the last token is asked for.
         learning: whether a backward pass may follow.
     """
 
@@ -40,6 +41,7 @@ class Evidence(NamedTuple):
     sequences: int
     want_var: bool
     want_energy: bool
+    want_belief: bool
     learning: bool
 
 
@@ -71,6 +73,11 @@ def dense_start(e: Evidence) -> Tensor:
     return start
 
 
+def dense_end(cov: Tensor, e: Evidence) -> Tensor | None:
+    """The full covariance after the last token without rounding's asymmetry, where it is asked for."""
+    return 0.5 * (cov + cov.mT) if e.want_belief else None
+
+
 def dense_gates(e: Evidence, a: Assumptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log retention, process noise and observation noise ``[N, H]``, and the floor ``[H]``, of a full covariance."""
     floor = a.obs_noise_floor * e.prior
@@ -90,7 +97,7 @@ def gains_of(e: Evidence, a: Assumptions) -> FusedGains:
         query = e.q if e.want_var else None
         passed = fused.covariance_op(e.k, query, *dense_gates(e, a), dense_start(e), *e.place, e.learning)
         gain, innovation_var, final_cov, var, _ = passed
-        return FusedGains(gain, innovation_var, var, final_cov)
+        return FusedGains(gain, innovation_var, var, dense_end(final_cov, e))
     prior = e.prior if isinstance(e.prior, Tensor) else e.noise.new_full((heads,), e.prior)
     if a.covariance == "reset" and prior.ndim == 1:
         gain, innovation_var = fused.constant_gain_op(e.k, e.noise, prior)

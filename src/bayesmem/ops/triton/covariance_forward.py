@@ -235,9 +235,15 @@ def covariance_forward(
 
     Returns:
         Gains ``[N, H, K]``, innovation variances ``[N, H]``, the covariance before every chunk
-        ``[NC, H, K, K]`` (none where it is not kept) and the final one ``[S, H, K, K]``, all float32.
+        ``[NC, H, K, K]`` (none where it is not kept) and the final one ``[S, H, K, K]``, symmetric but for rounding,
+        all float32.
     """
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans)
-    launch, (*outputs, final) = covariance_launcher(*given, cuda, keep)
+    launch, filled = covariance_launcher(*given, cuda, keep)
     launch(WHOLE)
-    return *outputs, 0.5 * (final + final.mT)  # type: ignore[return-value]
+    return filled
+
+
+def symmetric(cov: Tensor) -> Tensor:
+    """What rounding left of asymmetry taken away."""
+    return 0.5 * (cov + cov.mT)

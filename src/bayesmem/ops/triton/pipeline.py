@@ -70,17 +70,17 @@ def pipelined_forward(
         What ``covariance_forward`` returns, and what ``mean_forward`` does.
     """
     pieces = pieces_of(spans, parts)
-    launch, (*outputs, final) = covariance_launcher(k, *gates, initial_cov, spans, True, keep)
+    launch, covariance = covariance_launcher(k, *gates, initial_cov, spans, True, keep)
     gpu = k.device.type == "cuda"
     try:
         done = _launched(pieces, launch, k.device) if gpu else [launch(piece) for piece in pieces]
         filtered = _followed(pieces, done, k.device)
-        mean = mean_forward(q, k, v, outputs[0], log_decay, initial_mean, spans, want_energy, prec, pieces=filtered)
+        mean = mean_forward(q, k, v, covariance[0], log_decay, initial_mean, spans, want_energy, prec, pieces=filtered)
     except BaseException:
         if gpu:  # what the other stream still fills is about to be given back
             torch.cuda.current_stream(k.device).wait_stream(_stream(k.device))
         raise
-    return (*outputs, 0.5 * (final + final.mT)), mean
+    return covariance, mean
 
 
 def _launched(
