@@ -18,8 +18,8 @@ def gate(x: Tensor) -> Tensor:
 
 
 def log_gate(x: Tensor) -> Tensor:
-    """Of a logarithm, which may be minus infinity."""
-    return gate(x).clamp(min=LOG_ZERO)
+    """Of a logarithm, which may be minus infinity; the gradient of ``clamp`` takes three launches, of this one."""
+    return torch.threshold(gate(x), LOG_ZERO, LOG_ZERO)
 
 
 def scalar_noise(a: Assumptions, decay: Tensor, prior: Tensor | float) -> tuple[Tensor, Tensor]:

@@ -103,10 +103,11 @@ def _context(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 
 def _gradient(ctx, do, d_energy, d_final_mean, d_innovation_var, d_final_cov, dvar, *_):  # type: ignore[no-untyped-def]
-    q, k, v, log_decay, *gates, cu_seqlens, innovation_var, final_cov, gain, checkpoints = ctx.saved_tensors[:13]
+    tensors = ctx.saved_tensors  # unpacked anew at every look
+    q, k, v, log_decay, *gates, cu_seqlens, innovation_var, final_cov, gain, checkpoints = tensors[:13]
     place = (cu_seqlens, ctx.batch, ctx.chunk)
     do = torch.zeros_like(v) if do is None else do.contiguous()
-    saved = (q, k, v, gain, log_decay, *ctx.saved_tensors[13:], *place)
+    saved = (q, k, v, gain, log_decay, *tensors[13:], *place)
     dq, dk, dv, dgain, d_decay, d_mean = mean_backward_op(do, whole(d_energy), whole(d_final_mean), *saved)
     dvar = dvar if dvar is not None and dvar.numel() else None  # of what was not asked for
     query = None if dvar is None else q
