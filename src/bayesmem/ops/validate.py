@@ -16,6 +16,7 @@ from bayesmem.ops.assumptions import (
     PriorMixing,
     ProcessNoise,
 )
+from bayesmem.ops.bounds import bounds_of
 from bayesmem.types import Belief
 
 MEASURED = ("log_evidence", "innovation_var", "innovation_energy")  # outputs of measurement designs alone
@@ -157,7 +158,7 @@ def check_bounds(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
         raise ValueError(
             f"cu_seqlens is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; expected int32 or int64, [N + 1]."
         )
-    bounds: list[int] = cu_seqlens.tolist()
+    bounds = list(bounds_of(cu_seqlens))
     rising = all(a < b for a, b in pairwise(bounds))
     if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != length or not rising:
         raise ValueError(f"cu_seqlens {bounds} does not cover T = {length}: expected 0 < ... < {length}, rising.")
