@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,12 +87,12 @@ def bayesian_filter(
     bounds = check_arguments(q, k, v, log_decay, obs_noise, assumptions, initial_belief, cu_seqlens, outputs, backend)
     check.check_numbers(assumptions, working_dtype(q))
     named = named_tensors(q, k, v, log_decay, obs_noise, assumptions, initial_belief)
-    check.check_kinds([(name, x) for name, x, _ in named], q)
+    check.check_kinds(named, q)
     if validate is None:
         validate = q.device.type == "cpu" and not torch.compiler.is_compiling()
     if validate:
         check.check_values(named)
-    with torch.autocast(q.device.type, enabled=False):
+    with _no_autocast(q.device.type):
         if _takes_kernels(q, k, v, log_decay, assumptions, backend):
             rest = (initial_belief, cu_seqlens, tuple(outputs), backend.chunk_size)
             return filter_fused(q, k, v, log_decay, obs_noise, assumptions, *rest)
@@ -116,6 +117,11 @@ def bayesian_filter(
 
         solution = solve(problem) if bounds is None else solve_packed(problem, bounds, solve)
         return _output(solution, v.dtype, working_dtype(q), outputs)
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Entered anyway, torch's own costs the host as much as all the checks."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
 
 
 def _takes_kernels(

@@ -195,7 +195,7 @@ def _check(
     api.check_arguments(*given, belief, None, outputs, backend)
     check.check_numbers(assumptions, working_dtype(q))
     named = api.named_tensors(*given, belief)
-    check.check_kinds([(name, x) for name, x, _ in named], q)
+    check.check_kinds(named, q)
     if validate:
         check.check_values(named)
     reason = segment.unsupported(assumptions)

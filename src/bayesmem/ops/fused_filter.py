@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
-from bayesmem.ops.fused_gains import Evidence, dense_gates, dense_start, gains_of
-from bayesmem.ops.normalise import LOG_ZERO
+from bayesmem.ops.fused_gains import Evidence, dense_end, dense_gates, dense_start, gains_of
+from bayesmem.ops.fused_noise import gate, log_gate, row
 from bayesmem.ops.triton.device import LARGE_SHARED, limits
 from bayesmem.ops.validate import MEASURED
 from bayesmem.types import Belief, FilterOutput
@@ -89,31 +89,23 @@ def filter_fused(
     A latent-input write is a measurement through zero keys, which says nothing: values go in whole, along a gain that
     is the write key.
     """
-    (batch, length), (heads, value_dim) = q.shape[:2], v.shape[2:]
+    batch, length, heads, value_dim = v.shape
     wide: dict[str, Any] = {"dtype": torch.float32, "device": q.device}
-
-    def row(x: Tensor) -> Tensor:
-        return x.reshape(batch * length, *x.shape[2:]).contiguous()
-
-    def gate(x: Tensor) -> Tensor:
-        return row(x.to(torch.float32))
-
-    tensors = (q, k, v, obs_noise, log_decay, *_held(a), *(() if belief is None else (belief.mean, belief.cov)))
     evidence = Evidence(
         q=row(q),
         k=row(k),
         v=row(v),
-        decay=torch.zeros(batch * length, heads, **wide) if log_decay is None else gate(log_decay).clamp(min=LOG_ZERO),
+        decay=torch.zeros(batch * length, heads, **wide) if log_decay is None else log_gate(log_decay),
         noise=torch.ones(batch * length, heads, **wide) if obs_noise is None else gate(obs_noise),
-        prior=(a.prior_var if isinstance(a.prior_var, Tensor) else torch.full((heads,), a.prior_var, **wide)).float(),
-        gate=gate,
+        prior=a.prior_var.float() if isinstance(a.prior_var, Tensor) else a.prior_var,
         mean=None if belief is None else belief.mean.float().contiguous(),
         cov=None if belief is None or belief.cov is None else belief.cov.float().contiguous(),
         place=(cu_seqlens, batch, chunk or chunk_size(q)),
         sequences=batch if cu_seqlens is None else cu_seqlens.shape[0] - 1,
         want_var="predictive_var" in outputs,
         want_energy=not set(MEASURED).isdisjoint(outputs),
-        learning=torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors),
+        want_belief="final_belief" in outputs,
+        learning=_learning((q, k, v, log_decay, obs_noise), a, belief),
     )
     by_channel = evidence.decay.ndim == 3
     if a.covariance != "full" or by_channel:
@@ -137,7 +129,7 @@ def _dense(e: Evidence, a: Assumptions) -> _Found:
     o, energy, mean, innovation_var, cov, var, *_ = fused.filter_op(
         e.q, e.k, e.v, e.decay, *gates, e.mean, cov, *e.place, *wanted
     )
-    return o, var, innovation_var, energy, Belief(mean, cov)
+    return o, var, innovation_var, energy, Belief(mean, dense_end(cov, e))
 
 
 def _one_token(e: Evidence, a: Assumptions) -> _Found:
@@ -163,11 +155,14 @@ def _by_gains(e: Evidence, a: Assumptions) -> _Found:
     return o, gains.var, gains.innovation_var, energy, Belief(mean, gains.final_cov)
 
 
-def _held(a: Assumptions) -> tuple[Tensor | None, ...]:
-    """The tensors that assumptions carry."""
+def _learning(given: tuple[Tensor | None, ...], a: Assumptions, belief: Belief | None) -> bool:
+    """Whether a backward pass may follow, by these tensors and those that assumptions and belief hold."""
+    if not torch.is_grad_enabled():
+        return False
     noise = a.process_noise
     held = (noise.log_retention if isinstance(noise, PriorMixing) else getattr(noise, "variance", None), a.prior_var)
-    return tuple(x if isinstance(x, Tensor) else None for x in (*held, a.steady_var))
+    start = () if belief is None else (belief.mean, belief.cov)
+    return any(isinstance(x, Tensor) and x.requires_grad for x in (*given, *held, a.steady_var, *start))
 
 
 def _output(

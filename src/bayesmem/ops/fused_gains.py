@@ -1,7 +1,5 @@
 """Evidence as the kernels take it, one row of all tokens with gates in float32, and gains that come before the mean."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,8 +9,7 @@ from bayesmem.ops.assumptions import Assumptions
 from bayesmem.ops.fused_noise import channel_noise, scalar_noise
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """N tokens of all sequences in one row.
 
     Attributes:
@@ -21,14 +18,14 @@ class Evidence:
         v: values ``[N, H, V]``.
         decay: log decay of the mean, ``[N, H]`` or ``[N, H, K]``.
         noise: observation noise variance, ``[N, H]``.
-        prior: prior variance, ``[H]`` or ``[H, K]``.
-        gate: brings a tensor ``[B, T, ...]`` of the assumptions into the row.
+        prior: prior variance, a number, ``[H]`` or ``[H, K]``.
         mean: initial ones, ``[S, H, K, V]``; ``None`` is zero.
         cov: initial ones, as the structure carries them; ``None`` is the prior.
         place: offsets of packed sequences or ``None``, else sequences of equal length, and tokens a chunk.
         sequences: S.
         want_var: whether the predictive variance is asked for.
         want_energy: whether the squared innovations are asked for.
+        want_belief: whether the belief after the last token is asked for.
         learning: whether a backward pass may follow.
     """
 
@@ -37,14 +34,14 @@ class Evidence:
     v: Tensor
     decay: Tensor
     noise: Tensor
-    prior: Tensor
-    gate: Callable[[Tensor], Tensor]
+    prior: Tensor | float
     mean: Tensor | None
     cov: Tensor | None
     place: tuple[Tensor | None, int, int]
     sequences: int
     want_var: bool
     want_energy: bool
+    want_belief: bool
     learning: bool
 
 
@@ -68,12 +65,25 @@ def dense_start(e: Evidence) -> Tensor:
     """The full covariance before the first token, ``[S, H, K, K]``."""
     if e.cov is not None:
         return e.cov
-    return torch.diag_embed(e.prior[None, :, None].expand(e.sequences, -1, e.k.shape[-1]))
+    heads, key_dim = e.v.shape[1], e.k.shape[-1]
+    if isinstance(e.prior, Tensor):
+        return torch.diag_embed(e.prior[None, :, None].expand(e.sequences, -1, key_dim))
+    start = e.noise.new_zeros(e.sequences, heads, key_dim, key_dim)
+    start.diagonal(dim1=-2, dim2=-1).fill_(e.prior)
+    return start
+
+
+def dense_end(cov: Tensor, e: Evidence) -> Tensor | None:
+    """The full covariance after the last token without rounding's asymmetry, where it is asked for."""
+    return 0.5 * (cov + cov.mT) if e.want_belief else None
 
 
 def dense_gates(e: Evidence, a: Assumptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log retention, process noise and observation noise ``[N, H]``, and the floor ``[H]``, of a full covariance."""
-    return *scalar_noise(a, e.decay, e.prior, e.gate), e.noise, a.obs_noise_floor * e.prior
+    floor = a.obs_noise_floor * e.prior
+    if not isinstance(floor, Tensor):
+        floor = e.noise.new_full(e.v.shape[1:2], floor)
+    return *scalar_noise(a, e.decay, e.prior), e.noise, floor
 
 
 def gains_of(e: Evidence, a: Assumptions) -> FusedGains:
@@ -87,33 +97,34 @@ def gains_of(e: Evidence, a: Assumptions) -> FusedGains:
         query = e.q if e.want_var else None
         passed = fused.covariance_op(e.k, query, *dense_gates(e, a), dense_start(e), *e.place, e.learning)
         gain, innovation_var, final_cov, var, _ = passed
-        return FusedGains(gain, innovation_var, var, final_cov)
-    if a.covariance == "reset" and e.prior.ndim == 1:
-        gain, innovation_var = fused.constant_gain_op(e.k, e.noise, e.prior)
+        return FusedGains(gain, innovation_var, var, dense_end(final_cov, e))
+    prior = e.prior if isinstance(e.prior, Tensor) else e.noise.new_full((heads,), e.prior)
+    if a.covariance == "reset" and prior.ndim == 1:
+        gain, innovation_var = fused.constant_gain_op(e.k, e.noise, prior)
         if not e.want_var:
             return FusedGains(gain, innovation_var)
-        given = (_wide(e.k, heads), e.prior[:, None], e.noise, gain, innovation_var)
+        given = (_wide(e.k, heads), prior[:, None], e.noise, gain, innovation_var)
         return FusedGains(gain, innovation_var, _reduced_var("reset", _wide(e.q, heads), *given))
-    return _elementwise(e, a)
+    return _elementwise(e, a, prior)
 
 
-def _elementwise(e: Evidence, a: Assumptions) -> FusedGains:
+def _elementwise(e: Evidence, a: Assumptions, prior: Tensor) -> FusedGains:
     """Of a variance a channel, or one for all: carried, or constant."""
     from bayesmem.ops import fused
 
-    heads, prior, noise, final_cov = e.v.shape[1], e.prior, e.noise, None
+    heads, noise, final_cov = e.v.shape[1], e.noise, None
     keys = _wide(e.k, heads)
     if a.covariance != "reset":
         mean_prior = prior if prior.ndim == 1 else prior.mean(-1)
         noise = torch.maximum(noise, a.obs_noise_floor * mean_prior * keys.square().sum(-1))
     if a.covariance == "isotropic":
         start = mean_prior[:, None].expand(e.sequences, heads, 1).contiguous() if e.cov is None else e.cov
-        gates = (*channel_noise(a, e.decay, mean_prior, e.gate), noise)
+        gates = (*channel_noise(a, e.decay, mean_prior), noise)
         predicted, final_cov = _isotropic_variances(keys, *gates, start, e.place)
     elif a.covariance == "diagonal":
         wide = (prior if prior.ndim == 2 else prior[:, None]).expand(e.sequences, heads, keys.shape[-1])
         start = wide.contiguous() if e.cov is None else e.cov
-        gates = (*channel_noise(a, e.decay, prior, e.gate), noise)
+        gates = (*channel_noise(a, e.decay, prior), noise)
         predicted, final_cov = fused.diagonal_op(e.k, *gates, start, *e.place)
     else:
         constant = prior if a.covariance == "reset" else a.steady_var.float()  # type: ignore[union-attr]

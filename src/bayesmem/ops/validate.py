@@ -14,7 +14,9 @@ from bayesmem.ops.assumptions import (
     Discount,
     LogLinearMixing,
     PriorMixing,
+    ProcessNoise,
 )
+from bayesmem.ops.bounds import bounds_of
 from bayesmem.types import Belief
 
 MEASURED = ("log_evidence", "innovation_var", "innovation_energy")  # outputs of measurement designs alone
@@ -34,10 +36,10 @@ def shape_of(name: str, x: Tensor, axes: str, sizes: dict[str, int]) -> None:
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} is a {type(x).__name__}; expected a tensor [{axes}].")
-    letters = axes.split()
-    if x.ndim != len(letters):
+    letters, shape = axes.split(), x.shape
+    if len(shape) != len(letters):
         raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {len(letters)} axes [{', '.join(letters)}].")
-    for letter, size in zip(letters, x.shape, strict=True):
+    for letter, size in zip(letters, shape, strict=True):
         expected = int(letter) if letter.isdigit() else sizes.setdefault(letter, size)
         if size != expected:
             raise ValueError(
@@ -71,7 +73,7 @@ def check_assumptions(a: Assumptions, sizes: dict[str, int], log_decay: Tensor |
     one_of("covariance", a.covariance, COVARIANCES)
     one_of("write", a.write, WRITES)
     noise = a.process_noise
-    if not isinstance(noise, PriorMixing | Additive | Discount | LogLinearMixing):
+    if not isinstance(noise, ProcessNoise):
         raise ValueError(
             f"process_noise is {noise!r}; expected PriorMixing(), Additive(), Discount() or LogLinearMixing() of "
             "bayesmem.ops, which hold tensors (those of bayesmem.design say where the numbers come from)."
@@ -128,19 +130,22 @@ def check_belief(belief: Belief, covariance: str, rows: int, sizes: dict[str, in
     shape_of("initial_belief.cov", belief.cov, layout, sizes)
 
 
-def check_kinds(named: Iterable[tuple[str, Tensor]], reference: Tensor) -> None:
-    """Refuse devices or dtypes that differ (a gate may be float32 beside 16-bit q, k, v)."""
-    for name, x in named:
-        if x.device != reference.device:
-            raise ValueError(f"{name} is on {x.device} and q on {reference.device}; move them to one device.")
-        half = reference.dtype in (torch.float16, torch.bfloat16)
+def check_kinds(named: Iterable[tuple[str, Tensor, str]], reference: Tensor) -> None:
+    """Refuse devices or dtypes that differ (a gate may be float32 beside 16-bit q, k, v); signs are not read."""
+    device, dtype = reference.device, reference.dtype
+    half = dtype in (torch.float16, torch.bfloat16)
+    for name, x, _ in named:
+        if x.device != device:
+            raise ValueError(f"{name} is on {x.device} and q on {device}; move them to one device.")
+        if x.dtype == dtype:
+            continue
         streams = name in ("q", "k", "v")
         carried = name.startswith("initial_belief") and x.dtype == torch.float64
-        if x.dtype != reference.dtype and not carried and (streams or not (half and x.dtype == torch.float32)):
-            allowed = f"{reference.dtype}" + (" or torch.float32" if half and not streams else "")
-            raise ValueError(f"{name} is {x.dtype} and q is {reference.dtype}; expected {allowed}.")
-    if reference.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise ValueError(f"q is {reference.dtype}; expected float64, float32, bfloat16 or float16.")
+        if not carried and (streams or not (half and x.dtype == torch.float32)):
+            allowed = f"{dtype}" + (" or torch.float32" if half and not streams else "")
+            raise ValueError(f"{name} is {x.dtype} and q is {dtype}; expected {allowed}.")
+    if not half and dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"q is {dtype}; expected float64, float32, bfloat16 or float16.")
 
 
 def check_bounds(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
@@ -153,7 +158,7 @@ def check_bounds(cu_seqlens: Tensor, batch: int, length: int) -> list[int]:
         raise ValueError(
             f"cu_seqlens is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; expected int32 or int64, [N + 1]."
         )
-    bounds: list[int] = cu_seqlens.tolist()
+    bounds = list(bounds_of(cu_seqlens))
     rising = all(a < b for a, b in pairwise(bounds))
     if len(bounds) < 2 or bounds[0] != 0 or bounds[-1] != length or not rising:
         raise ValueError(f"cu_seqlens {bounds} does not cover T = {length}: expected 0 < ... < {length}, rising.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from triton import knobs
 
 from bayesmem.ops import triton as triton_kernels
 from bayesmem.ops.triton.launched import Launched
@@ -17,11 +18,15 @@ ARGUMENTS = ("x", "y", "count", "K", "C")
 
 
 class Compiled:
+    """What ``Launched`` needs of a compiled kernel."""
+
+    function, packed_metadata = "function", "metadata"
+
     def __init__(self, told):
         self.told = told
 
-    def __getitem__(self, grid):
-        return lambda *args: self.told.append(("again", grid, args))
+    def run(self, x, y, z, *args):
+        self.told.append(("again", (x, y, z), args))
 
 
 class Param:
@@ -50,6 +55,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr("bayesmem.ops.triton.launched.current_stream", lambda device: f"stream of {device}")
     return Launched(Kernel())
 
 
@@ -66,7 +72,8 @@ def test_the_second_launch_gives_all_arguments_in_the_kernels_order(kernel):
     kernel[(3, 2)](y, None, 48, **OPTIONS)
     again = kernel.kernel.told[-1]
     assert ways(kernel) == ["bound", "again"] and again[1] == (3, 2, 1)
-    assert again[2][0] is y and again[2][1:] == (None, 48, 4, 8)
+    assert again[2][:6] == ("stream of 0", "function", "metadata", None, None, None)
+    assert again[2][6] is y and again[2][7:] == (None, 48, 4, 8)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +104,17 @@ def test_options_and_devices_are_told_apart(kernel, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     kernel[(7,)](*given, **OPTIONS)
     assert ways(kernel) == ["bound"] * 3
+
+
+@pytest.mark.parametrize("which", ["launch_enter_hook", "launch_exit_hook"])
+def test_a_profilers_hook_is_called_by_triton_itself(kernel, monkeypatch, which):
+    given = (torch.zeros(64), None, 32)
+    kernel[(7,)](*given, **OPTIONS)
+    with monkeypatch.context() as hooked:
+        hooked.setattr(knobs.runtime, which, lambda metadata: None)
+        kernel[(7,)](*given, **OPTIONS)
+    kernel[(7,)](*given, **OPTIONS)
+    assert ways(kernel) == ["bound", "bound", "again"]
 
 
 def test_a_constexpr_by_its_place_is_refused(kernel):

@@ -66,8 +66,9 @@ def covariance_op(
         keep: whether they are kept: for a backward pass; with ``q`` they are in any case.
 
     Returns:
-        gain ``[N, H, K]``, innovation variance ``[N, H]``, final covariance, predictive variance ``[N, H]`` (empty
-        where not asked for), and the covariance before every chunk (none where they are not kept).
+        gain ``[N, H, K]``, innovation variance ``[N, H]``, final covariance (symmetric but for rounding), predictive
+        variance ``[N, H]`` (empty where not asked for), and the covariance before every chunk (none where they are not
+        kept).
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     gates = (log_retention, process_noise, obs_noise, floor)

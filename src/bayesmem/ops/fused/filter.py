@@ -75,8 +75,9 @@ def filter_op(
 
     Returns:
         o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (empty where not asked for), final mean, innovation variance
-        ``[N, H]``, final covariance, predictive variance ``[N, H]`` (likewise); and, for the backward pass, the gain,
-        its low half (empty where it is float32), the covariance before every chunk, and the last six of ``mean_op``.
+        ``[N, H]``, final covariance (symmetric but for rounding), predictive variance ``[N, H]`` (likewise); and, for
+        the backward pass, the gain, its low half (empty where it is float32), the covariance before every chunk, and
+        the last six of ``mean_op``.
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     heads, gates = v.shape[1], (log_retention, process_noise, obs_noise, floor)

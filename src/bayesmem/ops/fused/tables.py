@@ -1,15 +1,12 @@
 """What the operators share: chunk tables kept from call to call, and the shapes of gradients."""
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor
 
-from bayesmem.ops.triton.spans import Spans, dense_spans, spans_of
+from bayesmem.ops.bounds import bounds_of
+from bayesmem.ops.triton.spans import Spans, dense_spans, packed_spans
 
 Grad = Tensor | None
-_tables: OrderedDict[tuple[int, int, int, int], tuple[Tensor, Spans]] = OrderedDict()
-KEPT_TABLES = 8
 
 
 def chunk_count(tokens: int, sequences: int, chunk: int, packed: bool) -> int:
@@ -20,17 +17,11 @@ def chunk_count(tokens: int, sequences: int, chunk: int, packed: bool) -> int:
 
 
 def spans_at(tokens: int, cu_seqlens: Tensor | None, batch: int, chunk: int, device: torch.device) -> Spans:
-    """Chunk tables; those of packed sequences are read from the device once, and kept while they are in use."""
+    """Chunk tables, kept from call to call."""
     if cu_seqlens is None:
         return dense_spans(batch, tokens // batch, chunk, device)
-    key = (cu_seqlens.data_ptr(), cu_seqlens.shape[0], cu_seqlens._version, chunk)
-    if key not in _tables:
-        room = chunk_count(tokens, cu_seqlens.shape[0] - 1, chunk, True)
-        # The entry holds the tensor, so that its address is not given to another while the table lives.
-        _tables[key] = (cu_seqlens, spans_of(tuple(cu_seqlens.tolist()), chunk, device, room))
-        while len(_tables) > KEPT_TABLES:
-            _tables.popitem(last=False)
-    return _tables[key][1]
+    room = chunk_count(tokens, cu_seqlens.shape[0] - 1, chunk, True)
+    return packed_spans(bounds_of(cu_seqlens), chunk, device, room)
 
 
 def precision_of(x: Tensor) -> str:

@@ -79,24 +79,32 @@ def chosen_settings(key_dim: int, dtype: torch.dtype, cluster: int, device: int)
 
 
 @lru_cache
-def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> Callable[..., None] | None:
+def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> tuple[Callable[..., None], int, int] | None:
+    """Compiled, with threads a block and its shared bytes; ``None`` where it could not be."""
     chosen = chosen_settings(key_dim, dtype, cluster, device)
-    return compiled("covariance_forward", (*machine(chosen), *sources(chosen)), chosen, device, shared_bytes(chosen))
+    size = shared_bytes(chosen)
+    kernel = compiled("covariance_forward", (*machine(chosen), *sources(chosen)), chosen, device, size)
+    return None if kernel is None else (kernel, 2 * chosen["KDIM"] // cluster + 64, size)
 
 
 def chosen_cluster(k: Tensor) -> int | None:
     """Blocks a covariance for these keys, or ``None`` where only the Triton kernel can take them."""
-    if k.device.type != "cuda" or torch.version.cuda is None or k.dtype not in KEY_KINDS:
+    device = k.device
+    return _chosen_cluster(k.shape[-1], k.dtype, device) if device.type == "cuda" else None
+
+
+@lru_cache
+def _chosen_cluster(key_dim: int, dtype: torch.dtype, device: torch.device) -> int | None:
+    if torch.version.cuda is None or dtype not in KEY_KINDS:
         return None
-    capability, _, shared = limits(k.device)
-    key_dim = k.shape[-1]
+    capability, _, shared = limits(device)
     most = MAX_KEY_DIM if capability >= CLUSTER_CAPABILITY else WHOLE_KEY_DIM
     if capability < LEAST_CAPABILITY or key_dim > most:
         return None
     cluster = cluster_size(key_dim)
-    if shared_bytes(chosen_settings(key_dim, k.dtype, cluster, k.device.index)) > shared:
+    if shared_bytes(chosen_settings(key_dim, dtype, cluster, device.index)) > shared:
         return None
-    return None if _kernel(key_dim, k.dtype, cluster, k.device.index) is None else cluster
+    return None if _kernel(key_dim, dtype, cluster, device.index) is None else cluster
 
 
 def cuda_forward(
@@ -120,17 +128,17 @@ def cuda_forward(
     pair of keys of bfloat16 alone.
     """
     (_, groups, key_dim), heads = k.shape, log_retention.shape[1]
-    chosen = chosen_settings(key_dim, k.dtype, cluster, k.device.index)
     start = initial_cov.contiguous()
     tensors = [k, log_retention, process_noise, obs_noise, floor, start, spans.seq_start, spans.chunk_first]
     high, low = gain
     outputs = [high, high.new_empty(0) if low is None else low, innovation_var, checkpoints, final_cov]
     sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0)
-    kernel = _kernel(key_dim, k.dtype, cluster, k.device.index)
-    assert kernel is not None  # of ``chosen_cluster``
+    found = _kernel(key_dim, k.dtype, cluster, k.device.index)
+    assert found is not None  # of ``chosen_cluster``
+    kernel, threads, shared = found
     kernel(
         grid=(spans.sequences * heads * cluster, 1, 1),
-        block=(2 * chosen["KDIM"] // cluster + 64, 1, 1),
+        block=(threads, 1, 1),
         args=[*tensors, *outputs, *sizes, *piece.tokens(spans)],
-        shared_mem=shared_bytes(chosen),
+        shared_mem=shared,
     )

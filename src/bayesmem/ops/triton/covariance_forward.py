@@ -255,12 +255,17 @@ def covariance_forward(
     Returns:
         Gains ``[N, H, K]`` as a pair, float32 and None where they are not halved; in float32 innovation variances
         ``[N, H]``, the covariance before every chunk ``[NC, H, K, K]`` (none where it is not kept) and the final one
-        ``[S, H, K, K]``.
+        ``[S, H, K, K]``, symmetric but for rounding.
 
     Raises:
         ValueError: gains of other keys are to be halved.
     """
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans)
-    launch, (gain, innovation_var, checkpoints, final) = covariance_launcher(*given, cuda, keep, halved)
+    launch, filled = covariance_launcher(*given, cuda, keep, halved)
     launch(WHOLE)
-    return gain, innovation_var, checkpoints, 0.5 * (final + final.mT)
+    return filled
+
+
+def symmetric(cov: Tensor) -> Tensor:
+    """What rounding left of asymmetry taken away."""
+    return 0.5 * (cov + cov.mT)

@@ -171,7 +171,6 @@ def retain(
     checkpoints: Tensor,
     prepared: Prepared,
     chained: Chained,
-    wbar: Tensor,
     dprocess_noise: Tensor,
     dlog_retention: Tensor,
     spans: Spans,
@@ -180,9 +179,10 @@ def retain(
 ) -> None:
     """Launch ``retention_kernel``: ``dlog_retention`` is replaced where it can be had with less rounding.
 
-    The arguments are those of ``covariance_tokens.tokens``, and what its kernels made; ``chained.renew`` is 1.
+    The arguments are those of ``covariance_tokens.tokens``, and what its kernels made: wbar in the place of
+    ``prepared.read``. ``chained.renew`` is 1.
     """
-    heads, key_dim = wbar.shape[1:]
+    heads, key_dim = prepared.gain[0].shape[1:]
     retention_kernel[(spans.chunks, heads)](
         k,
         q,
@@ -192,7 +192,7 @@ def retain(
         *gradients[1:],
         var,
         prepared.along,
-        wbar,
+        prepared.read[0],
         chained.met,
         chained.overlap,
         chained.began,

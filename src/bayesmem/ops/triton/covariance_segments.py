@@ -24,7 +24,7 @@ from torch import Tensor
 from bayesmem.ops.triton.carry import carry
 from bayesmem.ops.triton.covariance_config import chain_config
 from bayesmem.ops.triton.covariance_cuda import chosen_cluster
-from bayesmem.ops.triton.covariance_forward import covariance_forward
+from bayesmem.ops.triton.covariance_forward import covariance_forward, symmetric
 from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.covariance_transition import keys_from_start, transitions
 from bayesmem.ops.triton.device import limits
@@ -126,8 +126,8 @@ def entering(
         spans = dense_spans(len(now), key_dim, 16, cov.device)
         gates = (nothing[:tokens], nothing[:tokens], noise[:tokens], nothing[0])
         known = covariance_forward(keys[before].flatten(0, 1), *gates, enters[before], spans, keep=False)[3]
-        carry(known, transition, cov, enters, now, both=True)
-    return 0.5 * (enters + enters.mT)
+        carry(symmetric(known), transition, cov, enters, now, both=True)
+    return symmetric(enters)
 
 
 def segmented_forward(
@@ -165,7 +165,7 @@ def segmented_forward(
     assert seen is not None
     keys = information_keys(seen)
     del seen
-    start += entering(cov, transition, keys, segments)
+    start += entering(symmetric(cov), transition, keys, segments)
     gain, innovation_var, checkpoints, cov = covariance_forward(
         k, *gates, start, segments.spans, keep=keep, halved=halved
     )

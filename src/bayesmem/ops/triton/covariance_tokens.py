@@ -268,16 +268,14 @@ def tokens(
 
     The gradient of k is added to ``dk``, where it is given.
 
-    wbar, as a pair, takes the place of ``prepared.read``, unless registers hold it (``covariance_tokens_whole``).
+    wbar, as a pair laid out as the gain is, takes the place of ``prepared.read``, unless registers hold it
+    (``covariance_tokens_whole``).
 
     ``gates`` are log_retention, process_noise, obs_noise and floor, ``gradients`` dgain, dinnovation_var and dvar,
     and ``var`` is the predictive variance, with ``dvar``; the rest as in ``covariance_backward``.
     """
     gain = prepared.gain[0]
     heads, key_dim = gain.shape[1:]
-    high, low = prepared.read
-    wbar = high.view(-1)[: gain.numel()].view_as(gain)
-    wbar_low = None if low is None else low.view(-1)[: gain.numel()].view_as(gain)
     made = TokenGradients(
         torch.empty_like(gain, dtype=k.dtype) if dk is None else dk,
         torch.empty_like(innovation_var),
@@ -305,8 +303,7 @@ def tokens(
         chained.met,
         chained.trace,
         checkpoints,
-        wbar,
-        wbar_low,
+        *prepared.read,
         made.k,
         made.log_retention,
         turned,
@@ -336,6 +333,6 @@ def tokens(
         num_warps=1,
     )
     if prec != "bf16x3":
-        known = (checkpoints, prepared, chained, wbar, made.process_noise, made.log_retention)
+        known = (checkpoints, prepared, chained, made.process_noise, made.log_retention)
         retain(k, q, innovation_var, gates, gradients, var, *known, spans, prec, tuning)
     return made

@@ -73,19 +73,18 @@ def pipelined_forward(
         What ``covariance_forward`` returns, and what ``mean_forward`` does.
     """
     pieces = pieces_of(spans, parts)
-    launch, (gain, innovation_var, checkpoints, final) = covariance_launcher(
-        k, *gates, initial_cov, spans, True, keep, halved
-    )
+    launch, covariance = covariance_launcher(k, *gates, initial_cov, spans, True, keep, halved)
+    gain, _ = covariance[0]
     gpu = k.device.type == "cuda"
     try:
         done = _launched(pieces, launch, k.device) if gpu else [launch(piece) for piece in pieces]
         filtered = _followed(pieces, done, k.device)
-        mean = mean_forward(q, k, v, gain[0], log_decay, initial_mean, spans, want_energy, prec, pieces=filtered)
+        mean = mean_forward(q, k, v, gain, log_decay, initial_mean, spans, want_energy, prec, pieces=filtered)
     except BaseException:
         if gpu:  # what the other stream still fills is about to be given back
             torch.cuda.current_stream(k.device).wait_stream(_stream(k.device))
         raise
-    return (gain, innovation_var, checkpoints, 0.5 * (final + final.mT)), mean
+    return covariance, mean
 
 
 def _launched(

@@ -115,3 +115,9 @@ def _pieces(
 def dense_spans(batch: int, length: int, chunk_size: int, device: torch.device) -> Spans:
     """Tables of B sequences of T tokens, kept from call to call."""
     return spans_of(tuple(range(0, (batch + 1) * length, length)), chunk_size, device)
+
+
+@lru_cache(maxsize=8)
+def packed_spans(bounds: tuple[int, ...], chunk_size: int, device: torch.device, room: int) -> Spans:
+    """As ``spans_of``, kept from call to call."""
+    return spans_of(bounds, chunk_size, device, room)
