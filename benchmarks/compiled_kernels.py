@@ -7,7 +7,8 @@ No GPU is needed. The ptxas of Triton 3.6 compiled one variant of a kernel into 
 pointer, as half of an address, and so reads outside of shared memory; this finds such. All launches are recorded
 (``kernel_launches.py``), compiled by whichever Triton is imported, and disassembled (``machine_code.py``). A record of
 the run goes to FILE. Fails, and names the variants, if any misuses the stack pointer, takes more shared memory than the
-device has, or does not compile. Not seen: the CUDA sources, which NVRTC compiles.
+device has, or does not compile. Not seen: the CUDA sources, which NVRTC compiles; variants that differ in which whole
+numbers are multiples of 16 only; code that is wrong in any other way.
 """
 
 import argparse

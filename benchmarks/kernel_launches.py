@@ -66,28 +66,28 @@ def launch_of(kernel: Any, args: tuple[Any, ...], named: dict[str, Any], caller:
     """Arguments told apart as Triton does for a GPU of NVIDIA's.
 
     Raises:
-        KeyError: an argument is missing, or of a type that no kernel has taken so far.
+        KeyError: an argument is missing or unknown, or a tensor of a dtype that no kernel has taken so far.
+        TypeError: an argument is neither tensor nor number.
     """
     given = dict(zip(kernel.arg_names, args, strict=False)) | named
     signature, constants, attributes = {}, {}, {}
     for place, (name, param) in enumerate(zip(kernel.arg_names, kernel.params, strict=True)):
-        x, special = given.pop(name), not param.do_not_specialize
-        whole = isinstance(x, int)
-        if param.is_constexpr or x is None or (whole and x == 1 and special):
+        x, special, aligned = given.pop(name), not param.do_not_specialize, False
+        if param.is_constexpr or x is None or (type(x) is int and x == 1 and special):
             signature[name], constants[place,] = "constexpr", x
         elif isinstance(x, Tensor):
-            signature[name] = POINTERS[x.dtype]
+            signature[name], aligned = POINTERS[x.dtype], x.data_ptr() % ALIGNED == 0
+        elif type(x) is int:
+            signature[name], aligned = "i64" if x.bit_length() > 31 else "i32", x % ALIGNED == 0
+        elif type(x) is float:
+            signature[name] = "fp32"
         else:
-            signature[name] = ("i64" if x.bit_length() > 31 else "i32") if whole else "fp32"
-        if signature[name] != "constexpr" and special and (x if whole else _address(x)) % ALIGNED == 0:
+            raise TypeError(f"{name} of {kernel.fn.__name__} is a {type(x).__name__}.")
+        if aligned and special:
             attributes[place,] = [["tt.divisibility", ALIGNED]]
     if unknown := given.keys() - OPTIONS:
         raise KeyError(f"{kernel.fn.__name__} has no {', '.join(sorted(unknown))}")
     return Launch(kernel, signature, constants, attributes, given, caller)
-
-
-def _address(x: Tensor | float) -> int:
-    return x.data_ptr() if isinstance(x, Tensor) else 1
 
 
 @contextmanager
@@ -157,13 +157,13 @@ def segmented(dtype: torch.dtype, key_dim: int, value_dim: int, chunk: int) -> N
 def decoded(dtype: torch.dtype, key_dim: int, value_dim: int, chunk: int) -> None:
     """One token, of every structure that has a step of its own."""
     q, k = (torch.randn(BATCH, GROUPS, key_dim).to(dtype) for _ in range(2))
-    v, gate, mean = torch.randn(BATCH, HEADS, value_dim).to(dtype), torch.ones(BATCH, HEADS), (key_dim, value_dim)
-    state, each = torch.zeros(BATCH, HEADS, *mean), torch.ones(HEADS)
+    v, gate, floor = torch.randn(BATCH, HEADS, value_dim).to(dtype), torch.ones(BATCH, HEADS), torch.ones(HEADS)
+    mean = torch.zeros(BATCH, HEADS, key_dim, value_dim)
     for wanted in ((True, True), (False, False)):
         for covariance, size in (("full", (key_dim, key_dim)), ("diagonal", (key_dim,))):
             cov = torch.ones(BATCH, HEADS, *size)
-            fused.decode_op(q, k, v, gate, gate, gate, gate, each, state, cov, None, covariance, *wanted)
-        fused.decode_op(q, k, v, gate, None, None, gate, None, state, None, each, "reset", *wanted)
+            fused.decode_op(q, k, v, gate, gate, gate, gate, floor, mean, cov, None, covariance, *wanted)
+        fused.decode_op(q, k, v, gate, None, None, gate, None, mean, None, torch.ones(HEADS), "reset", *wanted)
 
 
 def mesanet(dtype: torch.dtype, key_dim: int, value_dim: int, chunk: int) -> None:
