@@ -35,13 +35,11 @@ def test_sixteen_bits_with_decays_per_channel():
     assert_filters(driven(dtype, channels=True, length=20, groups=1, heads=2, key_dim=20), dtype)
 
 
-# By head, decays' own gradients are differences in which the pairs that nothing decays cancel, so that they lose digits
-# the stronger the decay is; by channel those pairs are kept apart (docs/notes/003-kernels.md).
-@pytest.mark.parametrize(("channels", "least"), [(False, 2.0), (True, 20.0)], ids=["heads", "channels"])
-def test_strong_decays_and_hard_resets(channels: bool, least: float):
+@pytest.mark.parametrize("channels", [False, True], ids=["heads", "channels"])
+def test_strong_decays_and_hard_resets(channels: bool):
     case = driven(channels=channels, length=37, heads=1, key_dim=16)
     decay = case.tensors["log_decay"].clone()
-    assert_filters(case.with_(log_decay=decay - least), torch.float32)
+    assert_filters(case.with_(log_decay=decay - 20.0), torch.float32)
     decay[:, 5::9] = -torch.inf
     assert_filters(case.with_(log_decay=decay), torch.float32)
 

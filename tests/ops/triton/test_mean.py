@@ -22,6 +22,7 @@ CASES = {
     "grouped": dict(lengths=(15, 16, 17, 1), heads=4, groups=2, key=16, value=16, decay=0.1),
     "padded": dict(lengths=(35,), heads=1, groups=1, key=24, value=40, decay=0.1, resets=True),
     "undecayed": dict(lengths=(33, 20), heads=2, groups=2, key=16, value=16),
+    "strong": dict(lengths=(33, 5), heads=1, groups=1, key=16, value=16, decay=20.0, resets=True),
     "whole": dict(lengths=(63, 65), heads=1, groups=1, key=32, value=16, decay=1.0, resets=True, chunk=64),
 }
 

@@ -9,9 +9,11 @@ Legend as in ``mean_backward``; dA, dX those of the scores and of X, r the ratio
 Every R_t stands beside q_t or k_t, every 1 / R_s beside g_s, and R_C beside R_C / R_s and M_0. So with b the log of R
 
     db_t = q_t . dq_t + k_t . dk_t - g_t . dg_t
-    d log_decay_i = sum_{t >= i} db_t + sum_s g_s . dS_s + R_C <M_0, dM>
+    d log_decay_i = sum_{t >= i} db_t + sum_{s < i} g_s . dS_s + R_C <M_0, dM>
 
-which is a sum over key channels, so that blocks of them add up.
+where neither dq nor dg have what no decay lies between, a token's own score, and dg lacks dS: there and in the first sum
+they would cancel, and leave rounding errors far above what strong decays leave of the truth. It is a sum over key
+channels, so that blocks of them add up.
 """
 
 from typing import no_type_check
@@ -88,11 +90,12 @@ def local_kernel(
         carried = tl.dot(error, tl.trans(d_mean), carried, input_precision=PREC)
 
     i = tl.arange(0, C)
-    lower = i[:, None] >= i[None, :]
+    below = i[:, None] > i[None, :]
     coarse, fine = split_cumsum(tl.load(log_decay + rows * H + head, mask=live, other=0.0))
-    ratio = ratio_matrix(coarse, fine, lower)
+    ratio = ratio_matrix(coarse, fine, below)
+    d_reads = (-ratio * d_reads).to(dtype)
+    itself = tl.sum(tl.where(i[:, None] == i[None, :], d_seen, 0.0), 1)[:, None]
     d_seen = (ratio * d_seen).to(dtype)
-    d_reads = tl.where(i[:, None] > i[None, :], -ratio * d_reads, 0.0).to(dtype)
     since = tl.load(factors + at * (2 * C) + i)[:, None]
     left = tl.load(factors + at * (2 * C) + C + i)[:, None]
     whole = tl.load(factors + at * (2 * C) + C - 1)
@@ -100,18 +103,20 @@ def local_kernel(
     g = load_rows(written, rows, live, head, col, H, K, BK)
     dq_tile = tl.dot(d_seen, g, since * dq_tile, input_precision=PREC)
     dk_tile = tl.dot(d_reads, g, -since * dk_tile, input_precision=PREC)
-    store_rows(dq, dq_tile, rows, live, head, col, H, K, BK)
-    store_rows(dk, dk_tile, rows, live, head, col, H, K, BK)
-    carried *= left
-    shared = tl.sum(g * carried) + whole * kept
     q_tile = load_rows(q, rows, live, head // (H // G), col, G, K, BK)
     k_tile = load_rows(k, rows, live, head // (H // G), col, G, K, BK)
-    dg_tile = tl.dot(tl.trans(d_seen), q_tile, carried, input_precision=PREC)
+    db = tl.sum(q_tile * dq_tile + k_tile * dk_tile, 1)
+    store_rows(dq, dq_tile + itself * g, rows, live, head, col, H, K, BK)
+    store_rows(dk, dk_tile, rows, live, head, col, H, K, BK)
+    carried *= left
+    sent = tl.sum(g * carried, 1)
+    dg_tile = tl.dot(tl.trans(d_seen), q_tile, input_precision=PREC)
     dg_tile = tl.dot(tl.trans(d_reads), k_tile, dg_tile, input_precision=PREC)
-    store_rows(d_gain, dg_tile, rows, live, head, col, H, K, BK)
-    db = tl.sum(q_tile * dq_tile + k_tile * dk_tile - g * dg_tile, 1)
-    later = tl.cumsum(db, 0, reverse=True)
-    tl.store(d_log_decay + (rows * H + head) * k_blocks + k_block, later + shared, mask=live)
+    db -= tl.sum(g * dg_tile, 1)
+    store_rows(d_gain, dg_tile + (carried + itself * q_tile), rows, live, head, col, H, K, BK)
+    earlier = tl.sum(tl.where(below, sent[None, :], 0.0), 1)
+    found = tl.cumsum(db, 0, reverse=True) + (earlier + whole * kept)
+    tl.store(d_log_decay + (rows * H + head) * k_blocks + k_block, found, mask=live)
 
 
 def mean_backward_local(
