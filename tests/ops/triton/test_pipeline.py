@@ -52,8 +52,8 @@ def test_pieces_are_taken_where_multiprocessors_would_stand_idle(monkeypatch):
 
     assert parts(8, 16384) == parts(4, 8192) == pipeline.PARTS
     assert parts(32, 8192) == 1  # every multiprocessor has a chain
-    assert parts(8, 4096) == 2 and parts(8, 4090) == 1
-    assert parts(2, 8192) == 1  # the host would be longer about it than the device
+    assert parts(8, 4096) == 4 and parts(8, 4090) == 3
+    assert parts(2, 4096) == 2 and parts(1, 4096) == 1  # the host would be longer about it than the device
     monkeypatch.setattr(pipeline, "chosen_cluster", lambda _: None)
     assert parts(8, 8192) == 1  # the Triton chain is too slow to be worth it
 

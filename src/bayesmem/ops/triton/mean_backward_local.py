@@ -11,9 +11,9 @@ Every R_t stands beside q_t or k_t, every 1 / R_s beside g_s, and R_C beside R_C
     db_t = q_t . dq_t + k_t . dk_t - g_t . dg_t
     d log_decay_i = sum_{t >= i} db_t + sum_{s < i} g_s . dS_s + R_C <M_0, dM>
 
-where neither dq nor dg have what no decay lies between, a token's own score, and dg lacks dS: there and in the first sum
-they would cancel, and leave rounding errors far above what strong decays leave of the truth. It is a sum over key
-channels, so that blocks of them add up.
+where dq and dg are without what no decay lies between, a token's own score, and dg without dS: in the first sum these
+would cancel, and leave rounding errors far above what strong decays leave of the truth. It is a sum over key channels,
+so that blocks of them add up.
 """
 
 from typing import no_type_check

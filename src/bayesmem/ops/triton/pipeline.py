@@ -21,20 +21,20 @@ from bayesmem.ops.triton.mean_forward import mean_forward
 from bayesmem.ops.triton.spans import Piece, Spans, pieces_of
 
 PARTS = 4
-# Every piece costs the host some .2 ms of launches, so it must have tokens, and all of them work for the device
-# (docs/notes/003-kernels.md).
-LEAST_TOKENS, LEAST_WORK = 2048, 2**18  # tokens a piece; tokens times heads of all
+# Every piece costs the host launches, and so must be work for the device (docs/notes/003-kernels.md).
+LEAST_TOKENS, LEAST_WORK = 1024, 2**15  # of a piece: tokens of a sequence, tokens times heads of all
 
 
 def parts_of(k: Tensor, heads: int, spans: Spans) -> int:
     """Pieces to cut the sequences into: 1 where that is no help."""
-    if k.device.type != "cuda" or len(k) * heads < LEAST_WORK:
+    most = min(PARTS, len(k) * heads // LEAST_WORK)
+    if k.device.type != "cuda" or most < 2:
         return 1
     cluster = chosen_cluster(k)
     if cluster is None or 2 * cluster * heads * spans.sequences > limits(k.device).processors:
         return 1
     longest = max(stop - start for start, stop in pairwise(spans.bounds))
-    return max(min(PARTS, longest // LEAST_TOKENS), 1)
+    return max(min(most, longest // LEAST_TOKENS), 1)
 
 
 def pipelined_forward(
