@@ -1,0 +1,31 @@
+// The launch of covariance_chain.cu, or of covariance_tokens.cu.
+
+static void *const *given;
+
+// An argument of whatever type the kernel takes in its place.
+struct Slot {
+  void *x;
+  template <typename T> operator T *() const { return (T *)x; }
+  operator int() const { return (int)(long long)x; }
+};
+
+template <typename... Types, size_t... I> static void call(void (*run)(Types...), std::index_sequence<I...>) {
+  run(Slot{given[I]}...);
+}
+
+template <typename... Types> static void call(void (*run)(Types...)) { call(run, std::index_sequence_for<Types...>()); }
+
+static void kernel() {
+#ifdef RENEW
+  call(covariance_chain);
+#else
+  call(covariance_tokens);
+#endif
+}
+
+extern "C" void launch(void *const *arguments, int blocks) {
+  given = arguments;
+  run_clusters(kernel, blocks);
+}
+
+extern "C" int shared_size() { return sizeof(Shared); }
