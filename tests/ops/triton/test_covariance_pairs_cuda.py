@@ -1,4 +1,4 @@
-"""Chain and tokens of the covariance's backward in CUDA C++; without a GPU of the kind, thread by thread on a CPU."""
+"""All of the covariance's backward in CUDA C++; without a GPU of the kind, thread by thread on a CPU."""
 
 import ctypes
 import subprocess
@@ -13,8 +13,8 @@ from bayesmem.ops.triton import covariance_pairs_cuda as pairs_cuda
 from bayesmem.ops.triton import cuda_source
 from bayesmem.ops.triton.covariance_chain import Chained
 from bayesmem.ops.triton.covariance_config import chain_config
-from bayesmem.ops.triton.covariance_pairs_cuda import CHAIN, TOKEN, TOKENS
-from bayesmem.ops.triton.covariance_prepare import Prepared
+from bayesmem.ops.triton.covariance_pairs_cuda import CHAIN, PREPARE, TOKEN, TOKENS
+from bayesmem.ops.triton.covariance_prepare import Prepared, prepare
 from bayesmem.ops.triton.covariance_tokens import TokenGradients, settle_kernel, tokens
 from bayesmem.ops.triton.spans import Spans, spans_of
 from ops.triton.emulation import COMPILER, HERE
@@ -36,7 +36,7 @@ def run(folder: Path, name: str, key_dim: int, blocks: int, args: list[Tensor | 
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
     files = ("cuda_on_cpu.h", "pairs_on_cpu.h", pairs_cuda.SHARED, f"{name}.cu", "pairs_on_cpu_main.h")
     parts = (cuda_source.HERE / file if file.endswith(".cu") else HERE / file for file in files)
-    defines = pairs_cuda.settings(name, key_dim) | {"CLUSTER": 1, "KEY_KIND": 0, "WARPGROUPS": 0}
+    defines = pairs_cuda.settings(name, key_dim) | {"CLUSTER": 1, "KEY_KIND": 0, "WARPGROUPS": 0, "NAME": name}
     library = folder / f"{name}.so"
     options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-", "-o", str(library)]
     options += [f"-D{key}={value}" for key, value in defines.items()]
@@ -240,8 +240,35 @@ def test_tokens_are_those_of_triton(tmp_path, bfloat16, key_dim, lengths, groups
         assert wrong <= (3e-3 if name == "k" else PAIRS), (name, wrong)  # dk is rounded to bfloat16 by either
 
 
+@pytest.mark.parametrize(
+    ("key_dim", "lengths", "groups", "heads", "sigma"),
+    [(128, (TOKENS + 7,), 1, 2, True), (128, (TOKENS,), 1, 1, False), (64, (3, TOKENS + 30), 2, 2, True)],
+)
+def test_what_a_chunk_knows_is_that_of_triton(tmp_path, bfloat16, key_dim, lengths, groups, heads, sigma):
+    if DEVICE.type == "cuda" and not HOPPER:
+        pytest.skip("this GPU has no kernel of its own")
+    bounds = tuple(sum(lengths[:i]) for i in range(len(lengths) + 1))
+    spans = spans_of(bounds, TOKENS, DEVICE)
+    x, passed, _ = passed_on(spans, groups, heads, key_dim)
+    x["log_retention"][::9] = -60.0  # a hard reset
+    gates = (x["innovation_var"], x["log_retention"], x["dgain"], x["sigma"] if sigma else None)
+    expected = prepare(x["k"], None, passed.gain, *gates, None, spans, "bf16x3", {"prepare": {"num_stages": 2}})
+
+    names = ("solve", "direct", "alpha", "to_end", "along", "sums")
+    made = [torch.full_like(getattr(expected, name), torch.nan) for name in names]
+    read = [torch.full_like(y, torch.nan) for y in expected.read]
+    args = [x["k"], *passed.gain, *gates[:3], gates[3] if sigma else 0, *made[:3], *read, *made[3:]]
+    args += [spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, groups]
+    run(tmp_path, PREPARE, key_dim, spans.chunks * heads, args)
+    held = [(name, y, getattr(expected, name)) for name, y in zip(names, made, strict=True)]
+    held += [("read", *(high.double() + low.double() for high, low in (read, expected.read)))]
+    for name, y, exact in held:
+        wrong = (y.double() - exact.double()).norm() / exact.double().norm()
+        assert wrong <= PAIRS, (name, wrong)
+
+
 def test_what_they_leave_to_the_others():
-    for name in (CHAIN, TOKEN):
+    for name in (PREPARE, CHAIN, TOKEN):
         assert (pairs_cuda.pairs_kernel(name, 128, TOKENS, "bf16x3", DEVICE) is not None) == HOPPER
         assert pairs_cuda.pairs_kernel(name, 128, TOKENS, "tf32x3", DEVICE) is None
         assert pairs_cuda.pairs_kernel(name, 96, TOKENS, "bf16x3", DEVICE) is None

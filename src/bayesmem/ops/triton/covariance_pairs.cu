@@ -1,5 +1,5 @@
-// Products of pairs of bfloat16, x = high + low (covariance_products.py), by warpgroups: what covariance_chain.cu and
-// covariance_tokens.cu share. Each warpgroup has 64 rows of what it makes.
+// Products of pairs of bfloat16, x = high + low (covariance_products.py), by warpgroups: what
+// covariance_prepare.cu, covariance_chain.cu and covariance_tokens.cu share. Each warpgroup has 64 rows of what it makes.
 //
 // What tensor cores read from shared memory has the contraction along its rows. What threads write there lies in
 // planes of 8 numbers of the contraction, 16 bytes for every row or column of the operand, padded against bank conflicts.
@@ -13,6 +13,8 @@
 #define WIDTH (TOKENS / GROUPS)       // columns that a warpgroup makes of a matrix of tokens by tokens
 #define TOKEN_PLANE (8 * TOKENS + 8)  // a plane with a row for every token, in halves
 #define CHANNEL_PLANE (8 * KDIM + 8)  // with a row for every channel
+#define EIGHTHS (TOKENS / 8)
+#define SQUARE (TOKENS * TOKENS)
 
 // Where an eighth of a swizzled row lies.
 DEVICE int swizzled(int row, int eighth) { return 64 * row + 8 * (eighth ^ (row & 7)); }
@@ -62,4 +64,58 @@ template <int COUNT> DEVICE void clear(float (*d)[4]) {
   for (int j = 0; j < COUNT; ++j)
 #pragma unroll
     for (int i = 0; i < 4; ++i) d[j][i] = 0.f;
+}
+
+// Eight neighbours as a pair, 16 bytes each.
+DEVICE void store_eight(HALF *high, HALF *low, const float x[8]) {
+  unsigned highs[4], lows[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Halves h = halves(x[2 * i], x[2 * i + 1]);
+    highs[i] = h.high, lows[i] = h.low;
+  }
+  store16(high, highs), store16(low, lows);
+}
+
+// A matrix of tokens by tokens as a pair: high, low.
+typedef HALF Square[2][EIGHTHS][TOKEN_PLANE];
+
+// Eighths c and c + 1 of its contraction, from a row on.
+template <int PLANES> DEVICE Operand planes(const HALF (&x)[2][PLANES][TOKEN_PLANE], int c, int row) {
+  return {x[0][c] + 8 * row, x[1][c] + 8 * row, TOKEN_PLANE};
+}
+
+// A pair of tiles of an accumulator's 8 columns, rows g and g + 8: high, high, low, low.
+DEVICE void pair_of(unsigned tiles[4], const float x[4]) {
+  const Halves upper = halves(x[0], x[1]), lower = halves(x[2], x[3]);
+  tiles[0] = upper.high, tiles[1] = lower.high, tiles[2] = upper.low, tiles[3] = lower.low;
+}
+
+// What a warpgroup has made of a matrix of tokens by tokens, 64 rows and its WIDTH columns, for an operand whose rows are
+// the same; turned, whose rows are its columns.
+DEVICE void store_square(Square &to, const float x[WIDTH / 8][4]) {
+  const int warp = THREAD / 32, tile = THREAD % 32 >> 3, line = THREAD & 7;  // of four tiles, whose place this lane tells
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; ++j) {
+    unsigned tiles[4];
+    pair_of(tiles, x[j]);
+    store_tiles(to[tile >> 1][WIDTH / 8 * (warp / 4) + j] + 8 * (16 * (warp % 4) + 8 * (tile & 1) + line), tiles);
+  }
+}
+
+DEVICE void store_square_turned(Square &to, const float x[WIDTH / 8][4]) {
+  const int warp = THREAD / 32, tile = THREAD % 32 >> 3, line = THREAD & 7;
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; ++j) {
+    unsigned tiles[4];
+    pair_of(tiles, x[j]);
+    store_turned(to[tile >> 1][2 * (warp % 4) + (tile & 1)] + 8 * (WIDTH * (warp / 4) + 8 * j + line), tiles);
+  }
+}
+
+// The left side, this warp's 16 channels by tokens 8 c to 8 c + 15, of what lies with tokens for its rows.
+DEVICE void turned_rows(unsigned tiles[4], const HALF (*rows)[64 * TOKENS], int c) {
+  const int tile = THREAD % 32 >> 3, line = THREAD & 7;
+  const int token = 8 * c + 8 * (tile >> 1) + line, eighth = 2 * (THREAD / 32) + (tile & 1);
+  load_turned(tiles, rows[eighth / 8] + swizzled(token, eighth % 8));
 }

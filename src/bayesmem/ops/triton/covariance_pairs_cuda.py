@@ -1,6 +1,6 @@
-"""The covariance's backward in CUDA C++, for Hopper: covariance_chain.cu and covariance_tokens.cu.
+"""The covariance's backward in CUDA C++, for Hopper: covariance_prepare.cu, covariance_chain.cu, covariance_tokens.cu.
 
-Both multiply pairs of bfloat16 by whole warpgroups, which Triton's kernels of the same equations do with more waiting.
+They multiply pairs of bfloat16 by whole warpgroups, as Triton's kernels of the same equations do with more waiting.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,13 @@ CAPABILITY = (9, 0)  # products of four warps with what lies in shared memory
 KEY_DIMS = (64, 128)  # whole warpgroups
 TOKENS = 64
 RENEW = 8  # chunks that share an overlap in the chain, as ``covariance_config.chain_config`` has it for pairs
-CHAIN, TOKEN = "covariance_chain", "covariance_tokens"
+PREPARE, CHAIN, TOKEN = "covariance_prepare", "covariance_chain", "covariance_tokens"
 MACHINE, SHARED = "covariance_pairs_prelude.cu", "covariance_pairs.cu"
 
 
 def settings(name: str, key_dim: int) -> dict[str, int]:
     """What a kernel is compiled with; so many BLOCKS are to share a multiprocessor."""
-    blocks = {CHAIN: {64: 2, 128: 1}, TOKEN: {64: 3, 128: 2}}[name][key_dim]
+    blocks = ({64: 2, 128: 1} if name == CHAIN else {64: 3, 128: 2})[key_dim]
     return {"KDIM": key_dim, "THREADS": 2 * key_dim, "BLOCKS": blocks} | ({"RENEW": RENEW} if name == CHAIN else {})
 
 
@@ -35,6 +35,8 @@ def shared_bytes(name: str, key_dim: int) -> int:
     if name == CHAIN:
         alpha = 4 * key_dim * (TOKENS + 8)
         return rows + 2 * rows + max(tall, wide) + square + alpha + 4 * (TOKENS + warps)
+    if name == PREPARE:
+        return rows // 2 + max(4 * square, 2 * rows) + 4 * (4 * 16 * 17 + 5 * TOKENS)
     return max(2 * square, rows) + max(tall, rows) + rows // 2 + square + 4 * TOKENS * (13 + 2 * warps)
 
 
@@ -48,7 +50,7 @@ def pairs_kernel(name: str, key_dim: int, chunk: int, prec: str, device: torch.d
     """What launches a kernel with so many blocks and its arguments, or ``None`` where the Triton one is to do it.
 
     Args:
-        name: ``CHAIN`` or ``TOKEN``.
+        name: ``PREPARE``, ``CHAIN`` or ``TOKEN``.
         key_dim: K.
         chunk: tokens a chunk.
         prec: of the products: only those of pairs of bfloat16 are made here.

@@ -1,4 +1,4 @@
-// What covariance_chain.cu and covariance_tokens.cu need of the machine: Hopper (sm_90a).
+// What covariance_prepare.cu, covariance_chain.cu and covariance_tokens.cu need of the machine: Hopper (sm_90a).
 
 #define DEVICE __device__ __forceinline__
 #define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
@@ -12,6 +12,8 @@ DEVICE float as_float(unsigned x) { return __uint_as_float(x); }
 DEVICE float exponential(float x) { return __expf(x); }
 DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+DEVICE float round_down(float x) { return floorf(x); }
+DEVICE void sync_warp() { __syncwarp(); }
 DEVICE void sync_all() { __syncthreads(); }
 DEVICE void load2(float *x, const float *at) { const float2 v = *(const float2 *)at; x[0] = v.x, x[1] = v.y; }
 DEVICE void store2(float *at, float x, float y) { *(float2 *)at = make_float2(x, y); }

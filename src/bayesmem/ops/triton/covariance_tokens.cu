@@ -12,14 +12,12 @@
 // covariance_pairs_prelude.cu, covariance_pairs.cu.
 
 #define WARPS (THREADS / 32)
-#define EIGHTHS (TOKENS / 8)
-#define SQUARE (TOKENS * TOKENS)
 
 struct Shared {
   union {
     struct {
-      HALF turned[2][EIGHTHS][TOKEN_PLANE];  // U^T, a row for every token t, and U^T R_u / R_t
-      HALF rated[2][EIGHTHS][TOKEN_PLANE];
+      Square turned;  // U^T, a row for every token t, and U^T R_u / R_t
+      Square rated;
     };
     HALF gain[2][GROUPS][64 * TOKENS];  // then G
   };
@@ -29,7 +27,7 @@ struct Shared {
     HALF dk[2][GROUPS][64 * TOKENS];    // then dk: what it is added to, what it becomes
   };
   HALF k[GROUPS][64 * TOKENS];
-  HALF square[2][EIGHTHS][TOKEN_PLANE];  // S, then D, then told
+  Square square;                         // S, then D, then told
   float coarse[TOKENS], fine[TOKENS];    // the log of R_t, in two sums
   float left[TOKENS], since[TOKENS];     // R_C / R_t, R_t^2
   float spread[TOKENS], noise[TOKENS];   // innovation variance, added noise
@@ -41,33 +39,6 @@ struct Shared {
 
 DEVICE float ratio(const Shared &s, int t, int u) {  // R_t / R_u
   return exponential((s.coarse[t] - s.coarse[u]) + (s.fine[t] - s.fine[u]));
-}
-
-// Eight neighbours as a pair, 16 bytes each.
-DEVICE void store_eight(HALF *high, HALF *low, const float x[8]) {
-  unsigned highs[4], lows[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const Halves h = halves(x[2 * i], x[2 * i + 1]);
-    highs[i] = h.high, lows[i] = h.low;
-  }
-  store16(high, highs), store16(low, lows);
-}
-
-DEVICE Operand planes(const HALF (*high)[TOKEN_PLANE], const HALF (*low)[TOKEN_PLANE], int c, int row) {
-  return {high[c] + 8 * row, low[c] + 8 * row, TOKEN_PLANE};
-}
-
-// The left side, this warp's channels by tokens 8 c to 8 c + 15, of what lies with tokens for its rows.
-DEVICE void turned_rows(unsigned tiles[4], const HALF (*rows)[64 * TOKENS], int c, int own, int tile, int line) {
-  const int token = 8 * c + 8 * (tile >> 1) + line, eighth = own / 8 + (tile & 1);
-  load_turned(tiles, rows[eighth / 8] + swizzled(token, eighth % 8));
-}
-
-// A pair of tiles of an accumulator's 8 columns, rows g and g + 8: high, high, low, low.
-DEVICE void pair_of(unsigned tiles[4], const float x[4]) {
-  const Halves upper = halves(x[0], x[1]), lower = halves(x[2], x[3]);
-  tiles[0] = upper.high, tiles[1] = lower.high, tiles[2] = upper.low, tiles[3] = lower.low;
 }
 
 // Sums over the rows of a warp's 16 channels of what is given by column, 2t and 2t + 1 of every 8: half of the columns go to
@@ -160,7 +131,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     group_begin();
 #pragma unroll
     for (int c = 0; c < EIGHTHS; c += 2)
-      pair_product<TOKENS>(half_way, planes(s.turned[0], s.turned[1], c, 0), planes(s.square[0], s.square[1], c, 0));
+      pair_product<TOKENS>(half_way, planes(s.turned, c, 0), planes(s.square, c, 0));
     finish<EIGHTHS>(half_way);
     clear<WIDTH / 8>(square);
     hold_all<WIDTH / 8>(square);
@@ -170,7 +141,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
       unsigned x[4], y[4];
       pair_of(x, half_way[c]), pair_of(y, half_way[c + 1]);
       const unsigned high[4] = {x[0], x[1], y[0], y[1]}, low[4] = {x[2], x[3], y[2], y[3]};
-      pair_product<WIDTH>(square, high, low, planes(s.turned[0], s.turned[1], c, WIDTH * group));
+      pair_product<WIDTH>(square, high, low, planes(s.turned, c, WIDTH * group));
     }
     finish<WIDTH / 8>(square);
   }
@@ -182,10 +153,8 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
       const int to = token + 8 * (i >> 1), u = WIDTH * group + 8 * j + 2 * t + (i & 1);
       square[j][i] = u > to ? 2.f * (ratio(s, u, to) * square[j][i] - direct[at * SQUARE + u * TOKENS + to]) : 0.f;
     }
-    unsigned tiles[4];
-    pair_of(tiles, square[j]);
-    store_tiles(s.square[tile >> 1][WIDTH / 8 * group + j] + 8 * (16 * (warp % 4) + 8 * (tile & 1) + line), tiles);
   }
+  store_square(s.square, square);
   copies_wait();
   fence_for_groups();
   sync_all();  // D, N^T and k are there
@@ -198,8 +167,8 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 #pragma unroll
   for (int c = 0; c < EIGHTHS; c += 2) {
     unsigned high[4], low[4];
-    turned_rows(high, s.sent[0], c, own, tile, line), turned_rows(low, s.sent[1], c, own, tile, line);
-    pair_product<TOKENS>(w, high, low, planes(s.turned[0], s.turned[1], c, 0));
+    turned_rows(high, s.sent[0], c), turned_rows(low, s.sent[1], c);
+    pair_product<TOKENS>(w, high, low, planes(s.turned, c, 0));
   }
   finish<EIGHTHS>(w);
 #pragma unroll
@@ -222,9 +191,9 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
       }
     pair_of(x, value[0]), pair_of(y, value[1]);
     const unsigned high[4] = {x[0], x[1], y[0], y[1]}, low[4] = {x[2], x[3], y[2], y[3]};
-    pair_product<TOKENS>(w, high, low, planes(s.rated[0], s.rated[1], c, 0));
+    pair_product<TOKENS>(w, high, low, planes(s.rated, c, 0));
     unsigned keys[4];
-    turned_rows(keys, s.k, c, own, tile, line);
+    turned_rows(keys, s.k, c);
     product<TOKENS>(w, keys, s.square[1][c], TOKEN_PLANE);
     product<TOKENS>(w, keys, s.square[0][c], TOKEN_PLANE);
   }
@@ -236,7 +205,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 #pragma unroll
     for (int c = 0; c < EIGHTHS; c += 2) {
       unsigned keys[4];
-      turned_rows(keys, s.k, c, own, tile, line);
+      turned_rows(keys, s.k, c);
 #pragma unroll
       for (int j = 0; j < 2; ++j)
 #pragma unroll
@@ -283,7 +252,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     pair_of(x, p[0]), pair_of(y, p[1]);
     const unsigned high[4] = {x[0], x[1], y[0], y[1]}, low[4] = {x[2], x[3], y[2], y[3]};
     group_begin();
-    pair_product<TOKENS>(total, high, low, planes(s.w[0], s.w[1], c, 0));
+    pair_product<TOKENS>(total, high, low, planes(s.w, c, 0));
     group_commit();
     if (c >= 2) group_wait<1>();
   }
@@ -297,7 +266,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 #pragma unroll
   for (int c = 0; c < TILES; c += 2)
     pair_product<WIDTH>(square, Operand{s.gain[0][c / 8] + 8 * (c % 8), s.gain[1][c / 8] + 8 * (c % 8), 0},
-                        planes(s.w[0], s.w[1], c, WIDTH * group));
+                        planes(s.w, c, WIDTH * group));
   finish<WIDTH / 8>(square);
   hold_all<EIGHTHS>(total);
 #pragma unroll
@@ -351,10 +320,8 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
       const float r = to > from ? ratio(s, to, from) : 0.f;
       square[j][i] = to == from ? s.twice[to] : -r * r * square[j][i] * s.spread[from];
     }
-    unsigned tiles[4];
-    pair_of(tiles, square[j]);
-    store_turned(s.square[tile >> 1][2 * (warp % 4) + (tile & 1)] + 8 * (WIDTH * group + 8 * j + line), tiles);
   }
+  store_square_turned(s.square, square);
   fence_for_groups();
   sync_all();  // told is there, and c and dn
   if (mine) {
@@ -368,7 +335,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 #pragma unroll
   for (int c = 0; c < EIGHTHS; c += 2) {
     unsigned keys[4];
-    turned_rows(keys, s.k, c, own, tile, line);
+    turned_rows(keys, s.k, c);
 #pragma unroll
     for (int j = 0; j < 2; ++j)
 #pragma unroll
@@ -384,8 +351,8 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 #pragma unroll
   for (int c = 0; c < EIGHTHS; c += 2) {
     unsigned high[4], low[4];
-    turned_rows(high, s.gain[0], c, own, tile, line), turned_rows(low, s.gain[1], c, own, tile, line);
-    pair_product<TOKENS>(total, high, low, planes(s.square[0], s.square[1], c, 0));
+    turned_rows(high, s.gain[0], c), turned_rows(low, s.gain[1], c);
+    pair_product<TOKENS>(total, high, low, planes(s.square, c, 0));
   }
   group_commit();
   copies_wait();
@@ -396,7 +363,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   for (int c = 0; c < EIGHTHS; c += 2) {
     if (added) {
       unsigned old[4];
-      turned_rows(old, s.dk[0], c, own, tile, line);
+      turned_rows(old, s.dk[0], c);
 #pragma unroll
       for (int j = 0; j < 2; ++j)
 #pragma unroll
