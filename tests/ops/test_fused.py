@@ -123,6 +123,21 @@ def test_gains_are_halved_for_bfloat16_without_variances(bfloat16, monkeypatch, 
     assert high.dtype == torch.float32 and low is None
 
 
+def test_streams_may_begin_anywhere():
+    """Views that begin at no multiple of 16 bytes, which some kernels read at once."""
+    dtype, backend = (torch.bfloat16, Backend("triton")) if GPU else (torch.float16, Backend("triton", CHUNK))
+    case = prepared(DESIGNS[0], dtype, length=70, groups=1, heads=1, key_dim=64, value_dim=16)
+    moved = {}
+    for name in STREAMS:
+        x = case.tensors[name]
+        moved[name] = torch.cat([x.new_zeros(1), x.flatten()])[1:].view_as(x)
+        assert moved[name].data_ptr() % 16
+    wanted = ("log_evidence", "final_belief")
+    expected = run(case, backend, None, False, wanted)
+    for found, exact in zip(run(case.with_(**moved), backend, None, False, wanted), expected, strict=True):
+        assert all(torch.equal(found[name], x) for name, x in exact.items())
+
+
 def test_from_the_prior_and_without_decay():
     case = prepared(DESIGNS[0], torch.float32, length=33, key_dim=4)
     case = case.with_(mean=None, cov=None, log_decay=torch.zeros_like(case.tensors["log_decay"]))
@@ -266,6 +281,17 @@ def test_without_a_gpu_the_mend_is_named(monkeypatch):
     x = torch.ones(1, 3, 1, 2)
     with pytest.raises(ValueError, match="needs a GPU"):
         bayesian_filter(x, x, x, None, torch.ones(1, 3, 1), backend="triton")
+
+
+@pytest.mark.skipif(not GPU, reason="sizes of use need a GPU")
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("key_dim", [64, 128, 200])
+def test_sizes_of_use_without_variances(key_dim: int, packed: bool):
+    """What a training asks for: gains are halved, and on Hopper the backward is in CUDA C++."""
+    bounds = torch.tensor([0, 1, 130, 200], device=DEVICE) if packed else None
+    sizes = {"batch": 1, "rows": 3} if packed else {"batch": 2}
+    case = prepared(DESIGNS[0], torch.bfloat16, length=200, groups=2, heads=4, key_dim=key_dim, value_dim=48, **sizes)
+    assert_filters(case, torch.bfloat16, bounds, chunk=None, outputs=("log_evidence", "final_belief"))
 
 
 @pytest.mark.skipif(not GPU, reason="sizes of use need a GPU")

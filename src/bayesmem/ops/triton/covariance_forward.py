@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bayesmem.ops.triton.covariance_cuda import chosen_cluster, cuda_forward
 from bayesmem.ops.triton.covariance_products import Pair, rounded_pair
+from bayesmem.ops.triton.cuda_launch import aligned
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
 from bayesmem.ops.triton.sizes import power_of_two
 from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
@@ -189,7 +190,7 @@ def covariance_launcher(
     outputs = (gain, innovation_var, checkpoints)
     cluster = chosen_cluster(k) if cuda is True else int(cuda)
     if cluster:
-        final = torch.empty_like(initial_cov, memory_format=torch.contiguous_format)
+        final, k = torch.empty_like(initial_cov, memory_format=torch.contiguous_format), aligned(k)
 
         def launch_cuda(piece: Piece) -> None:
             start = final if piece.begin else initial_cov

@@ -44,6 +44,7 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_tokens,
 )
 from bayesmem.ops.triton.covariance_tokens_whole import whole_tokens_kernel
+from bayesmem.ops.triton.cuda_launch import aligned
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
@@ -290,7 +291,15 @@ def tokens(
         in_cuda = pairs_kernel(TOKEN, key_dim, spans.chunk_size, prec, k.device)
     if in_cuda is not None:
         dgain, sigma, _ = gradients
-        given = (k, *prepared.gain, innovation_var, prepared.sums, *gates[1:], dgain, 0 if sigma is None else sigma)
+        given = (
+            aligned(k),
+            *prepared.gain,
+            innovation_var,
+            prepared.sums,
+            *gates[1:],
+            dgain,
+            0 if sigma is None else sigma,
+        )
         solved, sent = (prepared.solve, prepared.direct, prepared.along), chained.sent
         filled = (made.k, made.log_retention, turned, made.process_noise, made.obs_noise, made.floor)
         places = (spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, k.shape[1], int(dk is not None))
