@@ -8,7 +8,7 @@ Legend: as in ``covariance_prepare``; Lambda_C and Lambda_0 belong to the end an
 N and S are all that the tokens need of Lambda_C, with its trace and, now and then, <Lambda_C, P_C>. They are kept and
 Lambda is not: it stays in registers where it fits there, otherwise in global memory (``covariance_chain_tiled``).
 Channels are the rows of all tiles, so that there is a row for every thread, where a chunk has fewer tokens. Hopper has
-a kernel of its own (``covariance_pairs_cuda``) for 16-bit streams without gradients of the predictive variance.
+a kernel of its own (``covariance_chain_cuda``) for 16-bit streams without gradients of the predictive variance.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesmem.ops.triton.covariance_chain_cuda import cuda_chain
 from bayesmem.ops.triton.covariance_chain_tiled import tiled_chain_kernel
 from bayesmem.ops.triton.covariance_config import chain_config
-from bayesmem.ops.triton.covariance_pairs_cuda import CHAIN, pairs_kernel
 from bayesmem.ops.triton.covariance_prepare import Prepared
 from bayesmem.ops.triton.covariance_products import Pair, pair_product, product, split, transposed
 from bayesmem.ops.triton.covariance_tiles import (
@@ -161,7 +161,7 @@ def chain(
     chained = Chained(sent, torch.empty_like(prepared.solve), trace, overlap, config["RENEW"], began)
     in_cuda = None
     if dvar is None and "chain" not in (tuning or {}):
-        in_cuda = pairs_kernel(CHAIN, key_dim, spans.chunk_size, prec, final_cov.device)
+        in_cuda = cuda_chain(key_dim, spans.chunk_size, prec, final_cov.device)
     if in_cuda is not None:
         given = (*prepared.gain, prepared.alpha, *prepared.read, log_retention, prepared.to_end, checkpoints, final_cov)
         made = (*sent, chained.met, trace, overlap, d_initial_cov)

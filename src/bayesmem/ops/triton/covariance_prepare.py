@@ -28,7 +28,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops.triton.covariance_config import prepare_config
-from bayesmem.ops.triton.covariance_pairs_cuda import PREPARE, pairs_kernel
 from bayesmem.ops.triton.covariance_products import (
     Pair,
     pair_product,
@@ -49,7 +48,6 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_sums,
     store_token_pair,
 )
-from bayesmem.ops.triton.cuda_launch import aligned
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
@@ -223,22 +221,6 @@ def prepare(
         torch.empty_like(log_retention),
         innovation_var.new_empty(spans.chunks, heads, 2, chunk),
     )
-    in_cuda = None
-    if k.dtype == torch.bfloat16 and made is None and not asked and "prepare" not in (tuning or {}):
-        in_cuda = pairs_kernel(PREPARE, key_dim, chunk, prec, k.device)
-    if in_cuda is not None:
-        given = (
-            aligned(k),
-            *gain,
-            innovation_var,
-            log_retention,
-            dgain,
-            0 if dinnovation_var is None else dinnovation_var,
-        )
-        filled = (solve, prepared.direct, alpha, *prepared.read, prepared.to_end, prepared.along, prepared.sums)
-        places = (spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, k.shape[1])
-        in_cuda(spans.chunks * heads, (*given, *filled, *places))
-        return prepared
     prepare_kernel[(spans.chunks, heads)](
         k,
         q,

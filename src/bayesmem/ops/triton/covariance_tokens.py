@@ -27,7 +27,6 @@ from torch import Tensor
 
 from bayesmem.ops.triton.covariance_chain import Chained
 from bayesmem.ops.triton.covariance_config import tokens_config
-from bayesmem.ops.triton.covariance_pairs_cuda import TOKEN, pairs_kernel
 from bayesmem.ops.triton.covariance_prepare import Prepared
 from bayesmem.ops.triton.covariance_products import joined, pair_product, split, transposed
 from bayesmem.ops.triton.covariance_retention import retain
@@ -44,7 +43,6 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_tokens,
 )
 from bayesmem.ops.triton.covariance_tokens_whole import whole_tokens_kernel
-from bayesmem.ops.triton.cuda_launch import aligned
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
@@ -286,62 +284,42 @@ def tokens(
         torch.zeros_like(chained.overlap),
     )
     turned = torch.empty_like(chained.overlap)
-    in_cuda = None
-    if k.dtype == torch.bfloat16 and gradients[2] is None and "tokens" not in (tuning or {}):
-        in_cuda = pairs_kernel(TOKEN, key_dim, spans.chunk_size, prec, k.device)
-    if in_cuda is not None:
-        dgain, sigma, _ = gradients
-        given = (
-            aligned(k),
-            *prepared.gain,
-            innovation_var,
-            prepared.sums,
-            *gates[1:],
-            dgain,
-            0 if sigma is None else sigma,
-        )
-        solved, sent = (prepared.solve, prepared.direct, prepared.along), chained.sent
-        filled = (made.k, made.log_retention, turned, made.process_noise, made.obs_noise, made.floor)
-        places = (spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, k.shape[1], int(dk is not None))
-        passed = (*given, *solved, *sent, chained.met, chained.trace, checkpoints, *filled, *places)
-        in_cuda(spans.chunks * heads, passed)
-    else:
-        config = tokens_config(k, prec, tuning)
-        kernel = tokens_kernel if "OUT_BLOCK" in config else whole_tokens_kernel
-        kernel[(spans.chunks, heads)](
-            k,
-            q,
-            *prepared.gain,
-            innovation_var,
-            prepared.sums,
-            *gates[1:],
-            *gradients,
-            var,
-            prepared.solve,
-            prepared.direct,
-            prepared.query,
-            prepared.along,
-            *chained.sent,
-            chained.met,
-            chained.trace,
-            checkpoints,
-            *prepared.read,
-            made.k,
-            made.log_retention,
-            turned,
-            made.process_noise,
-            made.obs_noise,
-            made.floor,
-            spans.seq_start,
-            spans.chunk_seq,
-            spans.chunk_first,
-            H=heads,
-            G=k.shape[1],
-            K=key_dim,
-            C=spans.chunk_size,
-            ADDED=dk is not None,
-            **config,
-        )
+    config = tokens_config(k, prec, tuning)
+    kernel = tokens_kernel if "OUT_BLOCK" in config else whole_tokens_kernel
+    kernel[(spans.chunks, heads)](
+        k,
+        q,
+        *prepared.gain,
+        innovation_var,
+        prepared.sums,
+        *gates[1:],
+        *gradients,
+        var,
+        prepared.solve,
+        prepared.direct,
+        prepared.query,
+        prepared.along,
+        *chained.sent,
+        chained.met,
+        chained.trace,
+        checkpoints,
+        *prepared.read,
+        made.k,
+        made.log_retention,
+        turned,
+        made.process_noise,
+        made.obs_noise,
+        made.floor,
+        spans.seq_start,
+        spans.chunk_seq,
+        spans.chunk_first,
+        H=heads,
+        G=k.shape[1],
+        K=key_dim,
+        C=spans.chunk_size,
+        ADDED=dk is not None,
+        **config,
+    )
     settle_kernel[(spans.chunks, heads)](
         chained.overlap,
         turned,

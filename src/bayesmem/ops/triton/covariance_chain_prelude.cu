@@ -1,7 +1,7 @@
-// What covariance_prepare.cu, covariance_chain.cu and covariance_tokens.cu need of the machine: Hopper (sm_90a).
+// What covariance_chain.cu needs of the machine: Hopper (sm_90a).
 
 #define DEVICE __device__ __forceinline__
-#define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
+#define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, 128 / KDIM)
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
 #define SHARED_MEMORY(type, name) extern __shared__ __align__(1024) char shared_bytes[]; type &name = *(type *)shared_bytes
@@ -10,15 +10,10 @@ typedef unsigned short HALF;  // bfloat16
 
 DEVICE float as_float(unsigned x) { return __uint_as_float(x); }
 DEVICE float exponential(float x) { return __expf(x); }
-DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
-DEVICE float round_down(float x) { return floorf(x); }
-DEVICE void sync_warp() { __syncwarp(); }
 DEVICE void sync_all() { __syncthreads(); }
 DEVICE void load2(float *x, const float *at) { const float2 v = *(const float2 *)at; x[0] = v.x, x[1] = v.y; }
 DEVICE void store2(float *at, float x, float y) { *(float2 *)at = make_float2(x, y); }
-DEVICE void load4(float *x, const float *at) { const float4 v = *(const float4 *)at; x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }
-DEVICE void store16(HALF *at, const unsigned x[4]) { *(uint4 *)at = make_uint4(x[0], x[1], x[2], x[3]); }
 DEVICE void move16(HALF *to, const HALF *from) { *(uint4 *)to = *(const uint4 *)from; }
 DEVICE unsigned shared_address(const void *at) { return (unsigned)__cvta_generic_to_shared(at); }
 
@@ -39,13 +34,6 @@ DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
   asm volatile("stmatrix.sync.aligned.m8n8.x4" TURNED ".shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(at)), "r"(tiles[0]), \
                "r"(tiles[1]), "r"(tiles[2]), "r"(tiles[3]) \
                : "memory")
-// Loaded turned, columns of memory are the rows of a tile.
-DEVICE void load_turned(unsigned tiles[4], const HALF *at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
-               : "r"(shared_address(at))
-               : "memory");
-}
 DEVICE void store_tiles(HALF *at, const unsigned tiles[4]) { STORE(""); }
 DEVICE void store_turned(HALF *at, const unsigned tiles[4]) { STORE(".trans"); }
 
@@ -77,9 +65,7 @@ DEVICE unsigned long long operand(const HALF *at, int plane) {
 template <int COLUMNS> DEVICE void product(float (*d)[4], const unsigned a[4], const HALF *b, int plane) {
   const unsigned long long right = operand(b, plane);
 #define A4 "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(right)
-  if constexpr (COLUMNS == 32)
-    asm volatile(PRODUCT("32", D16, "{%16, %17, %18, %19}", "%20, p, 1, 1, 0;}") : R16(d) : A4);
-  else if constexpr (COLUMNS == 64)
+  if constexpr (COLUMNS == 64)
     asm volatile(PRODUCT("64", D32, "{%32, %33, %34, %35}", "%36, p, 1, 1, 0;}") : R32(d) : A4);
 #if KDIM == 128
   else

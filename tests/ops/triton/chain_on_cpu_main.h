@@ -1,4 +1,4 @@
-// The launch of the kernel NAME.
+// The launch of covariance_chain.cu.
 
 static void *const *given;
 
@@ -16,7 +16,7 @@ template <typename... Types, size_t... I> static void call(void (*run)(Types...)
 template <typename... Types> static void call(void (*run)(Types...)) { call(run, std::index_sequence_for<Types...>()); }
 
 static void kernel() {
-  call(NAME);
+  call(covariance_chain);
 }
 
 extern "C" void launch(void *const *arguments, int blocks) {

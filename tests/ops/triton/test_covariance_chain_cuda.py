@@ -1,0 +1,145 @@
+"""The reverse chain of the covariance in CUDA C++ against its equations in float64; thread by thread on a CPU."""
+
+import ctypes
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bayesmem.ops.triton import covariance_chain_cuda as chain_cuda
+from bayesmem.ops.triton import cuda_source
+from bayesmem.ops.triton.covariance_chain_cuda import RENEW, TOKENS
+from bayesmem.ops.triton.covariance_config import chain_config
+from bayesmem.ops.triton.spans import Spans, spans_of
+from ops.triton.emulation import COMPILER, HERE
+
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == chain_cuda.CAPABILITY
+PAIRS = 3e-5  # relative: what pairs are wrong by, 2^-17 a product, over a few chunks
+NAMES = ("sent", "met", "trace", "overlap", "d_initial")
+
+
+def run(folder: Path, key_dim: int, chains: int, args: list[Tensor | int]) -> None:
+    """The kernel on this GPU, or every thread a fiber."""
+    if HOPPER:
+        launch = chain_cuda.cuda_chain(key_dim, TOKENS, "bf16x3", DEVICE)
+        assert launch is not None
+        launch(chains, args)
+        return
+    assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
+    files = ("cuda_on_cpu.h", "chain_on_cpu.h", "covariance_chain.cu", "chain_on_cpu_main.h")
+    parts = (cuda_source.HERE / file if file.endswith(".cu") else HERE / file for file in files)
+    defines = chain_cuda.settings(key_dim) | {"CLUSTER": 1, "KEY_KIND": 0, "WARPGROUPS": 0}
+    library = folder / "chain.so"
+    options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-", "-o", str(library)]
+    options += [f"-D{key}={value}" for key, value in defines.items()]
+    subprocess.run([COMPILER, *options], input="\n".join(p.read_text() for p in parts).encode(), check=True)
+    emulated = ctypes.CDLL(str(library))
+    assert emulated.shared_size() == chain_cuda.shared_bytes(key_dim), "shared_bytes and struct Shared differ"
+    slots = [x if isinstance(x, int) else x.data_ptr() for x in args]
+    emulated.launch((ctypes.c_void_p * len(slots))(*slots), chains)
+
+
+def pair(x: Tensor) -> tuple[Tensor, Tensor]:
+    high = x.bfloat16()
+    return high, (x - high.float()).bfloat16()
+
+
+def inputs(spans: Spans, heads: int, key_dim: int, reset: bool) -> dict[str, Tensor]:
+    """What the chain reads, of the sizes it has in use; tokens past an end are zeros in what lies by chunk."""
+    source = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=source)
+
+    tokens, chunks, sequences = spans.bounds[-1], spans.chunks, spans.sequences
+    x = {
+        "gain": normal(tokens, heads, key_dim) / key_dim,
+        "alpha": normal(chunks, heads, key_dim, TOKENS),
+        "read": normal(chunks, heads, key_dim, TOKENS) / key_dim**0.5,
+        "log_retention": -0.1 * normal(tokens, heads).abs(),
+        "to_end": torch.exp(-normal(tokens, heads).abs()),
+        "checkpoints": normal(chunks, heads, key_dim, key_dim),
+        "final_cov": normal(sequences, heads, key_dim, key_dim),
+        "d_initial": normal(sequences, heads, key_dim, key_dim),
+    }
+    if reset:
+        x["log_retention"][torch.rand(tokens, heads, generator=source) < 0.3] = -60.0
+    x["d_initial"] += x["d_initial"].mT.clone()
+    for chunk in range(chunks):
+        sequence = int(spans.chunk_seq[chunk])
+        first = spans.bounds[sequence] + TOKENS * (chunk - int(spans.chunk_first[sequence]))
+        for name in ("alpha", "read"):
+            x[name][chunk, ..., spans.bounds[sequence + 1] - first :] = 0
+    return x
+
+
+def reference(x: dict[str, Tensor], spans: Spans, renew: int) -> dict[str, Tensor]:
+    """The equations of ``covariance_chain`` in float64; what is not asked for is NaN."""
+    x = {name: y.double() for name, y in x.items()}
+    heads = x["alpha"].shape[1]
+    nan = torch.full((spans.chunks, heads), torch.nan, dtype=torch.float64)
+    made = {"sent": x["alpha"].mT.clone(), "overlap": nan}
+    made["met"] = x["alpha"].new_empty(spans.chunks, heads, TOKENS, TOKENS)
+    made["trace"] = x["alpha"].new_empty(x["alpha"].shape[:3])
+    ends = []
+    for sequence, (start, stop) in enumerate(pairwise(spans.bounds)):
+        lam = x["d_initial"][sequence]
+        first = int(spans.chunk_first[sequence])
+        for back, begin in enumerate(reversed(range(start, stop, TOKENS))):
+            chunk, now = first + (begin - start) // TOKENS, slice(begin, min(begin + TOKENS, stop))
+            gone = TOKENS - (now.stop - now.start)
+            e = torch.nn.functional.pad(x["to_end"][now].T, (0, gone), value=1.0)
+            g = torch.nn.functional.pad(x["gain"][now].transpose(0, 1), (0, 0, 0, gone))
+            kept = (x["log_retention"][begin].exp() * x["to_end"][begin])[:, None, None]
+            made["trace"][chunk] = lam.diagonal(dim1=1, dim2=2)
+            if back % renew == 0:
+                after = x["checkpoints"][chunk + 1] if back else x["final_cov"][sequence]
+                made["overlap"][chunk] = (lam * after).sum((1, 2))
+            n = lam @ (e[..., None] * g).mT
+            made["sent"][chunk] = n.mT
+            s = made["met"][chunk] = e[..., None] * g @ n
+            read = x["read"][chunk]
+            z = 0.5 * x["alpha"][chunk] - kept * n + 0.5 * read @ s
+            lam = kept**2 * lam + z @ read.mT + read @ z.mT
+        ends.append(0.5 * (lam + lam.mT))
+    return made | {"d_initial": torch.stack(ends)}
+
+
+@pytest.mark.parametrize(
+    ("key_dim", "lengths", "heads", "reset"),
+    [
+        (128, (2 * TOKENS + 7, 10), 1, False),
+        (128, (9 * TOKENS + 1,), 1, True),  # past a renewed overlap
+        (64, (3, TOKENS, 2 * TOKENS + 5), 2, True),
+    ],
+)
+def test_it_is_the_recurrence_in_float64(tmp_path, key_dim, lengths, heads, reset):
+    if DEVICE.type == "cuda" and not HOPPER:
+        pytest.skip("this GPU has no kernel of its own")
+    bounds = tuple(sum(lengths[:i]) for i in range(len(lengths) + 1))
+    spans = spans_of(bounds, TOKENS, DEVICE)
+    x = inputs(spans_of(bounds, TOKENS, torch.device("cpu")), heads, key_dim, reset)
+    assert chain_config(x["final_cov"], "bf16x3", None)["RENEW"] == RENEW
+    expected = reference(x, spans_of(bounds, TOKENS, torch.device("cpu")), RENEW)
+    given = [*pair(x["gain"]), x["alpha"], *pair(x["read"]), x["log_retention"], x["to_end"]]
+    given = [y.to(DEVICE) for y in (*given, x["checkpoints"], x["final_cov"])]
+    sent = [torch.full(given[3].mT.shape, torch.nan, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
+    rest = [torch.full_like(expected[name], torch.nan, dtype=torch.float32, device=DEVICE) for name in NAMES[1:4]]
+    made = [*sent, *rest, x["d_initial"].to(DEVICE)]
+    run(tmp_path, key_dim, len(lengths) * heads, [*given, *made, spans.seq_start, spans.chunk_first, heads])
+    high, low, *found = (y.double().cpu() for y in made)
+    for name, y in zip(NAMES, (high + low, *found), strict=True):
+        assert torch.equal(y.isnan(), expected[name].isnan()), name
+        wrong = (y - expected[name]).nan_to_num().norm() / expected[name].nan_to_num().norm()
+        assert wrong <= PAIRS, (name, wrong)
+
+
+def test_what_it_leaves_to_the_others():
+    assert (chain_cuda.cuda_chain(128, TOKENS, "bf16x3", DEVICE) is not None) == HOPPER
+    assert chain_cuda.cuda_chain(128, TOKENS, "tf32x3", DEVICE) is None
+    assert chain_cuda.cuda_chain(96, TOKENS, "bf16x3", DEVICE) is None
+    assert chain_cuda.cuda_chain(128, 32, "bf16x3", DEVICE) is None
