@@ -114,7 +114,8 @@ def local_kernel(
     dg_tile = tl.dot(tl.trans(d_reads), k_tile, dg_tile, input_precision=PREC)
     db -= tl.sum(g * dg_tile, 1)
     store_rows(d_gain, dg_tile + (carried + itself * q_tile), rows, live, head, col, H, K, BK)
-    earlier = tl.sum(tl.where(below, sent[None, :], 0.0), 1)
+    # Down the columns: along the rows it takes ten times the shuffles.
+    earlier = tl.sum(tl.where(i[:, None] < i[None, :], sent[:, None], 0.0), 0)
     found = tl.cumsum(db, 0, reverse=True) + (earlier + whole * kept)
     tl.store(d_log_decay + (rows * H + head) * k_blocks + k_block, found, mask=live)
 
