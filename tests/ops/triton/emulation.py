@@ -52,6 +52,7 @@ def emulated_forward(
     together: bool = False,
     pieces: tuple[Piece, ...] = (WHOLE,),
     halved: bool = False,
+    keep: bool = True,
 ) -> tuple[Pair, Tensor, Tensor, Tensor]:
     """As ``covariance_forward``, four warps multiplying ``together`` if they can.
 
@@ -60,19 +61,20 @@ def emulated_forward(
     (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
     nan = float("nan")
     gain = torch.full((count, heads, key_dim), nan, dtype=torch.bfloat16 if halved else torch.float32)
-    low = gain.clone() if halved else None
+    low = gain.clone() if halved and keep else None
     outputs = (
         torch.full((count, heads), nan),
-        torch.full((spans.chunks, heads, key_dim, key_dim), nan),
+        torch.full((spans.chunks if keep else 0, heads, key_dim, key_dim), nan),
         torch.full((spans.sequences, heads, key_dim, key_dim), nan),
     )
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans.seq_start, spans.chunk_first)
-    tensors = [x.contiguous() for x in (*given, gain, gain.new_empty(0) if low is None else low, *outputs)]
+    second = low if low is not None else gain if halved else gain.new_empty(0)
+    tensors = [x.contiguous() for x in (*given, gain, second, *outputs)]
     library = compiled(folder, key_dim, k.dtype, cluster, together)
     expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster, together))
     assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
     for piece in pieces:
-        sizes = (heads, groups, spans.chunk_size // 16, *piece.tokens(spans))
+        sizes = (heads, groups, spans.chunk_size // 16 if keep else 0, *piece.tokens(spans))
         library.launch(ctypes.byref(Arguments(*(x.data_ptr() for x in tensors), *sizes)), spans.sequences * heads)
         tensors[5] = tensors[-1]  # the next piece goes on from there
     return (gain, low), *outputs

@@ -76,8 +76,8 @@ def filter_op(
     Returns:
         o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (empty where not asked for), final mean, innovation variance
         ``[N, H]``, final covariance (symmetric but for rounding), predictive variance ``[N, H]`` (likewise); and, for
-        the backward pass, the gain, its low half (empty where it is float32), the covariance before every chunk, and
-        the last six of ``mean_op``.
+        the backward pass, the gain, its low half (empty where it is float32, or none may follow), the covariance before
+        every chunk, and the last six of ``mean_op``.
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     heads, gates = v.shape[1], (log_retention, process_noise, obs_noise, floor)
@@ -117,9 +117,8 @@ def _(q, k, v, log_decay, log_retention, process_noise, obs_noise, floor, initia
     *place, want_var, want_energy, keep = rest
     gates = (log_retention, process_noise, obs_noise, floor)
     gain, spread, cov, var, checkpoints = covariance_op(k, q if want_var else None, *gates, initial_cov, *place, keep)
-    low = gain.new_empty(0)
-    if _halved(k, want_var):
-        gain, low = (torch.empty_like(gain, dtype=k.dtype) for _ in range(2))
+    gain = torch.empty_like(gain, dtype=k.dtype) if _halved(k, want_var) else gain
+    low = torch.empty_like(gain) if _halved(k, want_var) and keep else gain.new_empty(0)
     o, energy, final_mean, *saved = mean_op(q, k, v, gain, log_decay, initial_mean, *place, want_energy)
     return o, energy, final_mean, spread, cov, var, gain, low, checkpoints, *saved
 

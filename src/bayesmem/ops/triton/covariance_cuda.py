@@ -131,7 +131,9 @@ def cuda_forward(
     start = initial_cov.contiguous()
     tensors = [k, log_retention, process_noise, obs_noise, floor, start, spans.seq_start, spans.chunk_first]
     high, low = gain
-    outputs = [high, high.new_empty(0) if low is None else low, innovation_var, checkpoints, final_cov]
+    if low is None:  # without the low half it stands for itself, float32 for nothing
+        low = high if high.dtype == torch.bfloat16 else high.new_empty(0)
+    outputs = [high, low, innovation_var, checkpoints, final_cov]
     sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0)
     found = _kernel(key_dim, k.dtype, cluster, k.device.index)
     assert found is not None  # of ``chosen_cluster``

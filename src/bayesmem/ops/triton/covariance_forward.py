@@ -75,7 +75,7 @@ def covariance_forward_kernel(
 ):
     """Grid (S * H,), ``most`` tokens of each from ``begin``; cov [S, H, K, K], the initial one, becomes the final.
 
-    Gains are float32 where ``gain_low_ptr`` is None, and else a pair.
+    Gains are a pair, or where ``gain_low_ptr`` is None of the dtype of ``gain_ptr``.
     """
     pid = tl.program_id(0)
     sequence, head = pid // H, pid % H
@@ -144,7 +144,7 @@ def covariance_forward_kernel(
             gain = tl.dot(mix, kP, input_precision=PREC) + tl.dot(fresh, k_block, input_precision=PREC)
             gain_at = gains + token[:, None].to(tl.int64) * (H * K) + block[None, :]
             if gain_low_ptr is None:
-                tl.store(gain_ptr + gain_at, gain, mask=held)
+                tl.store(gain_ptr + gain_at, gain.to(gain_ptr.dtype.element_ty), mask=held)
             else:
                 high, low = rounded_pair(gain)
                 tl.store(gain_ptr + gain_at, high, mask=held)
@@ -183,7 +183,7 @@ def covariance_launcher(
         raise ValueError(f"gains are halved for keys of bfloat16, not of {k.dtype}")
     (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
     high = k.new_empty(count, heads, key_dim, dtype=torch.bfloat16 if halved else torch.float32)
-    gain = high, torch.empty_like(high) if halved else None
+    gain = high, torch.empty_like(high) if halved and keep else None
     innovation_var = torch.empty_like(log_retention)
     checkpoints = k.new_empty(spans.chunks if keep else 0, heads, key_dim, key_dim, dtype=torch.float32)
     gates = (log_retention, process_noise, obs_noise, floor)
@@ -251,10 +251,11 @@ def covariance_forward(
         spans: sequences and chunks; C a multiple of 16.
         cuda: whether the CUDA kernel may be used where there is one; a number is its blocks a covariance.
         keep: whether the covariance before every chunk is kept, as the backward pass and variances need it.
-        halved: whether gains are written as a pair of bfloat16 (``covariance_products``), for keys of bfloat16.
+        halved: whether gains are written as a pair of bfloat16 (``covariance_products``), for keys of bfloat16; without
+            ``keep``, its high half alone.
 
     Returns:
-        Gains ``[N, H, K]`` as a pair, float32 and None where they are not halved; in float32 innovation variances
+        Gains ``[N, H, K]`` as a pair, or one of them and None; in float32 innovation variances
         ``[N, H]``, the covariance before every chunk ``[NC, H, K, K]`` (none where it is not kept) and the final one
         ``[S, H, K, K]``, symmetric but for rounding.
 

@@ -84,7 +84,7 @@ DEVICE void store_halves(unsigned short *to, unsigned halves, int left) {
 }
 
 // Likewise as pairs of bfloat16, x = high + low but for 2^-17 of it, turned so that a thread has neighbouring channels.
-// High is rounded as the mean pass, which reads it alone, would round x: a NaN stays one.
+// High is rounded as the mean pass, which reads it alone, would round x: a NaN stays one. Without a low half low is high.
 DEVICE void store_pairs(unsigned short *high, unsigned short *low, const float gains[2][4], int live, int row, int own,
                         int g, int t) {
 #pragma unroll
@@ -99,7 +99,7 @@ DEVICE void store_pairs(unsigned short *high, unsigned short *low, const float g
       if (token < live) {
         const long long at = (long long)token * row + channel;
         store_halves(high + at, highs, K - own - channel);
-        store_halves(low + at, lows, K - own - channel);
+        if (low != high) store_halves(low + at, lows, K - own - channel);
       }
     }
 }
