@@ -67,7 +67,8 @@ def bayesian_filter(
             full covariance under prior mixing, retention equal to the decay.
         initial_belief: belief before the first token (one row a packed sequence); default: mean
             zero and the prior covariance. ``cov=None`` takes the prior's.
-        cu_seqlens: ``[N + 1]`` offsets of N sequences packed in one row (B = 1).
+        cu_seqlens: ``[N + 1]`` offsets of N sequences packed in one row (B = 1). From a GPU they are read once for
+            every tensor, and again when torch has changed it: make a new one rather than write through ``.data``.
         outputs: any of ``"predictive_var"``, ``"log_evidence"``, ``"innovation_var"``, ``"innovation_energy"``,
             ``"final_belief"``.
         backend: ``auto`` (the kernels on a GPU for what they know; else chunk; recurrent for one token or

@@ -5,24 +5,25 @@ from collections import OrderedDict
 import torch
 from torch import Tensor
 
-_read: OrderedDict[tuple[object, ...], tuple[Tensor, tuple[int, ...]]] = OrderedDict()
-KEPT = 8
+_read: OrderedDict[int, tuple[Tensor, int, tuple[int, ...]]] = OrderedDict()
+KEPT = 8  # tensors, with all the memory that they are views of; the ones used last
 
 
 def bounds_of(cu_seqlens: Tensor) -> tuple[int, ...]:
-    """``cu_seqlens`` as numbers, read from a GPU once and kept while they are in use.
+    """``cu_seqlens`` as numbers, read from a GPU once for every tensor, and again when torch has changed it.
 
-    Read anew where nothing tells of a change: of inference tensors, and in a graph's capture, which refuses it.
+    What changes a tensor behind torch's back (``.data``, a kernel of the caller's) is not seen. Inference tensors are
+    read every time, and so are all in a graph's capture, which refuses it.
     """
-    if cu_seqlens.device.type != "cuda" or torch.compiler.is_compiling():
-        return tuple(cu_seqlens.tolist())
-    if cu_seqlens.is_inference() or torch.cuda.is_current_stream_capturing():
-        return tuple(cu_seqlens.tolist())
     x = cu_seqlens
-    key = (x.device, x.dtype, x.data_ptr(), x.shape, x.stride(), x._version)
-    if key not in _read:
-        # The entry holds the tensor, so that its address is not given to another while the numbers live.
-        _read[key] = (cu_seqlens, tuple(cu_seqlens.tolist()))
-        while len(_read) > KEPT:
-            _read.popitem(last=False)
-    return _read[key][1]
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
+        return tuple(x.tolist())
+    if x.is_inference() or torch.cuda.is_current_stream_capturing():
+        return tuple(x.tolist())
+    known = _read.get(id(x))  # an entry holds its tensor, so that no other has its id
+    if known is None or known[1] != x._version:
+        known = _read[id(x)] = x, x._version, tuple(x.tolist())
+    _read.move_to_end(id(x))
+    while len(_read) > KEPT:
+        _read.popitem(last=False)
+    return known[2]

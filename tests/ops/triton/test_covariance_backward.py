@@ -142,7 +142,7 @@ def test_the_kernels_have_the_gradients_of_the_float64_form(case):
         assert error(var, made["var"].detach()) < 1e-5
 
 
-def test_a_pair_of_gains_is_refused_where_float32_is_needed():
+def test_a_pair_of_gains_is_refused_where_float32_is_needed(unchecked):
     """Its high half alone would be taken for all of it."""
     half = torch.zeros(1, 1, 16, dtype=torch.bfloat16)
     rest = (None,) * 9

@@ -44,8 +44,8 @@ def test_pieces_are_taken_where_multiprocessors_would_stand_idle(monkeypatch):
     monkeypatch.setattr(pipeline, "chosen_cluster", lambda _: 1)
     monkeypatch.setattr(pipeline, "limits", lambda _: Device((9, 0), 132, 232448))
 
-    def parts(sequences: int, length: int, heads: int = 8) -> int:
-        k = torch.empty(sequences * length, heads, 8, device="meta")
+    def parts(sequences: int, length: int, heads: int = 8, key_dim: int = 128) -> int:
+        k = torch.empty(sequences * length, heads, key_dim, device="meta")
         bounds = tuple(range(0, sequences * length + 1, length))
         k = torch.Tensor.as_subclass(k, _OnGpu)
         return pipeline.parts_of(k, heads, spans_of(bounds, 64, torch.device("cpu")))
@@ -53,7 +53,8 @@ def test_pieces_are_taken_where_multiprocessors_would_stand_idle(monkeypatch):
     assert parts(8, 16384) == parts(4, 8192) == pipeline.PARTS
     assert parts(32, 8192) == 1  # every multiprocessor has a chain
     assert parts(8, 4096) == 4 and parts(8, 4090) == 3
-    assert parts(2, 4096) == 2 and parts(1, 4096) == 1  # the host would be longer about it than the device
+    assert parts(8, 4096, key_dim=64) == 2  # a step is shorter
+    assert parts(2, 8192) == 2 and parts(2, 4096) == 1  # the host would be longer about it than the device
     monkeypatch.setattr(pipeline, "chosen_cluster", lambda _: None)
     assert parts(8, 8192) == 1  # the Triton chain is too slow to be worth it
 

@@ -94,7 +94,6 @@ def covariance_backward_op(
     dvar: Tensor | None,
     d_final_cov: Tensor | None,
     gain: Tensor,
-    gain_low: Tensor | None,
     innovation_var: Tensor,
     final_cov: Tensor,
     checkpoints: Tensor,
@@ -112,7 +111,7 @@ def covariance_backward_op(
     dk, dq, *gates, d_initial_cov = covariance_backward(
         k,
         q,
-        (gain, gain_low),
+        (gain, None),
         innovation_var,
         checkpoints,
         final_cov,
@@ -131,7 +130,7 @@ def covariance_backward_op(
 
 
 @covariance_backward_op.register_fake
-def _(dgain, dinnovation_var, dvar, d_final_cov, gain, gain_low, innovation_var, final_cov, checkpoints, k, q, *rest):  # type: ignore[no-untyped-def]
+def _(dgain, dinnovation_var, dvar, d_final_cov, gain, innovation_var, final_cov, checkpoints, k, q, *rest):  # type: ignore[no-untyped-def]
     log_retention, floor = rest[0], rest[3]
     dq = k.new_empty(0) if dvar is None or q is None else torch.empty_like(q)
     gates = (torch.empty_like(log_retention) for _ in range(3))
@@ -165,7 +164,7 @@ def _covariance_gradient(ctx, dgain, dinnovation_var, d_final_cov, dvar, _):  # 
     saved[4] = q
     dvar = None if q is None else whole(dvar)
     grads = covariance_backward_op(
-        dgain, whole(dinnovation_var), dvar, whole(d_final_cov), gain, None, *saved, ctx.batch, ctx.chunk
+        dgain, whole(dinnovation_var), dvar, whole(d_final_cov), gain, *saved, ctx.batch, ctx.chunk
     )
     dk, dq, *rest = grads
     return dk, dq if q is not None else None, *rest, None, None, None, None

@@ -1,7 +1,8 @@
 // What covariance_chain.cu needs of the machine: Hopper (sm_90a).
 
 #define DEVICE __device__ __forceinline__
-#define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, 128 / KDIM)
+// At K = 64 two blocks share a multiprocessor, at 128 one has it.
+#define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, KDIM == 64 ? 2 : 1)
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
 #define SHARED_MEMORY(type, name) extern __shared__ __align__(1024) char shared_bytes[]; type &name = *(type *)shared_bytes

@@ -131,7 +131,7 @@ def cuda_forward(
     start = initial_cov.contiguous()
     tensors = [k, log_retention, process_noise, obs_noise, floor, start, spans.seq_start, spans.chunk_first]
     high, low = gain
-    if low is None:  # without the low half it stands for itself, float32 for nothing
+    if low is None:  # the kernel is told of high halves alone by their own address, of float32 by none
         low = high if high.dtype == torch.bfloat16 else high.new_empty(0)
     outputs = [high, low, innovation_var, checkpoints, final_cov]
     sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0)

@@ -29,7 +29,8 @@
 // A covariance may be shared by CLUSTER blocks on as many multiprocessors (Hopper's thread block clusters), each with its
 // share of the matrix warps; what all need (keys, W, partial sums) is written into the shared memory of every one.
 //
-// Gains are float32, or where gain_low is given pairs of bfloat16, of which gain takes the high halves.
+// Gains are float32, or where gain_low is given pairs of bfloat16, of which gain takes the high halves; where both are one
+// address, the high halves alone.
 //
 // P before every chunk of steps_a_chunk steps is kept for the backward pass (0: nothing is).
 //

@@ -21,8 +21,9 @@ from bayesmem.ops.triton.mean_forward import mean_forward
 from bayesmem.ops.triton.spans import Piece, Spans, pieces_of
 
 PARTS = 4
-# Every piece costs the host launches, and so must be work for the device (docs/notes/003-kernels.md).
-LEAST_TOKENS, LEAST_WORK = 1024, 2**15  # of a piece: tokens of a sequence, tokens times heads of all
+# Every piece costs the host launches, and so must be work for the device (docs/notes/003-kernels.md): channels of keys
+# times tokens of a sequence, and tokens times heads of all.
+LEAST_CHAIN, LEAST_WORK = 2**17, 2**16
 
 
 def parts_of(k: Tensor, heads: int, spans: Spans) -> int:
@@ -34,7 +35,7 @@ def parts_of(k: Tensor, heads: int, spans: Spans) -> int:
     if cluster is None or 2 * cluster * heads * spans.sequences > limits(k.device).processors:
         return 1
     longest = max(stop - start for start, stop in pairwise(spans.bounds))
-    return max(min(most, longest // LEAST_TOKENS), 1)
+    return max(min(most, longest * k.shape[-1] // LEAST_CHAIN), 1)
 
 
 def pipelined_forward(
