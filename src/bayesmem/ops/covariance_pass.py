@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bayesmem.ops.chunking import map_chunks
 from bayesmem.ops.decays import decayed_mix, decayed_scores, segment_ratios
+from bayesmem.ops.step import symmetric
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +97,4 @@ def _chunk(
     left = ratios[..., -1, :, :] * written
     cov = cov * (kept[..., :, None] * kept[..., None, :]) - left.mT @ left
     cov = cov + torch.diag_embed(gathered[..., -1, :].expand(cov.shape[:-1]))
-    return 0.5 * (cov + cov.mT), tuple(outputs)
+    return symmetric(cov), tuple(outputs)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bayesmem.ops.assumptions import Assumptions
 from bayesmem.ops.fused_noise import channel_noise, scalar_noise
+from bayesmem.ops.step import symmetric
 
 
 class Evidence(NamedTuple):
@@ -75,7 +76,7 @@ def dense_start(e: Evidence) -> Tensor:
 
 def dense_end(cov: Tensor, e: Evidence) -> Tensor | None:
     """The full covariance after the last token without rounding's asymmetry, where it is asked for."""
-    return 0.5 * (cov + cov.mT) if e.want_belief else None
+    return symmetric(cov) if e.want_belief else None
 
 
 def dense_gates(e: Evidence, a: Assumptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:

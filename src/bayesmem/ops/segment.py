@@ -20,7 +20,7 @@ from torch import Tensor
 from bayesmem.ops.api import Backend, bayesian_filter
 from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
 from bayesmem.ops.problem import Problem
-from bayesmem.ops.step import AffineNoise
+from bayesmem.ops.step import AffineNoise, symmetric
 from bayesmem.types import Belief
 
 Given = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Assumptions]
@@ -95,8 +95,7 @@ def through_covariance(element: Float[Tensor, "3 B H K K"], cov: Float[Tensor, "
     transition, fresh, information = element
     eye = torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device)
     informed, _ = torch.linalg.solve_ex(eye + cov @ information, cov)
-    cov = transition @ informed @ transition.mT + fresh
-    return 0.5 * (cov + cov.mT)
+    return symmetric(transition @ informed @ transition.mT + fresh)
 
 
 def moebius_element(p: Problem, through: bool) -> Float[Tensor, "4 B H K"]:

@@ -53,6 +53,11 @@ def times(cov: Cov, x: Float[Tensor, "B H K"]) -> Float[Tensor, "B H K"]:
     return (cov @ x[..., None])[..., 0] if cov.ndim == x.ndim + 1 else cov * x
 
 
+def symmetric(cov: Float[Tensor, "*axes K K"]) -> Float[Tensor, "*axes K K"]:
+    """What rounding left of asymmetry taken away."""
+    return 0.5 * (cov + cov.mT)
+
+
 def predict(
     belief: Belief,
     log_decay: Float[Tensor, "B H D"],
@@ -86,8 +91,7 @@ def predict(
         mix = gamma[..., None] * eye + refill[..., None] * cov * noise.floor[..., None, :]
         moved = torch.linalg.solve(mix, torch.cat([cov, belief.mean], -1))
         predicted, moved_mean = moved[..., : cov.shape[-1]], moved[..., cov.shape[-1] :]
-        predicted = 0.5 * (predicted + predicted.mT)
-        return Belief(gamma[..., None] * moved_mean if noise.moves_mean else mean, predicted)
+        return Belief(gamma[..., None] * moved_mean if noise.moves_mean else mean, symmetric(predicted))
     mix = gamma + refill * cov * noise.floor[..., : cov.shape[-1]]
     return Belief((gamma / mix)[..., None] * belief.mean if noise.moves_mean else mean, cov / mix)
 

@@ -12,28 +12,26 @@ from bayesmem.ops.triton.covariance_segments import forward_segments, segmented_
 from bayesmem.ops.triton.spans import Spans
 from bayesmem.ops.triton.variance import variance_forward
 
+Gates = tuple[Tensor, Tensor, Tensor, Tensor]  # log retention, process noise, observation noise, floor
+
 
 def dense_covariance(
-    k: Tensor,
-    q: Tensor | None,
-    gates: tuple[Tensor, Tensor, Tensor, Tensor],
-    initial_cov: Tensor,
-    spans: Spans,
-    keep: bool,
-    halved: bool,
-) -> tuple[Pair, Tensor, Tensor, Tensor, Tensor]:
-    """As ``covariance_op``, with gains as ``covariance_forward`` gives them; ``halved`` only without ``q``."""
-    keep = keep or q is not None
+    k: Tensor, gates: Gates, initial_cov: Tensor, spans: Spans, keep: bool, halved: bool = False
+) -> tuple[Pair, Tensor, Tensor, Tensor]:
+    """``covariance_forward``, in segments where they are faster."""
     segments = forward_segments(k, gates[0].shape[1], spans)
     if segments is None:
-        made = covariance_forward(k, *gates, initial_cov, spans, keep=keep, halved=halved)
-    else:
-        made = segmented_forward(k, *gates, initial_cov, spans, segments, keep=keep, halved=halved)
-    gain, innovation_var, checkpoints, final_cov = made
-    var = innovation_var.new_empty(0)
-    if q is not None:
-        var = variance_forward(q, gain[0], innovation_var, checkpoints, *gates[:2], spans, "tf32x3")
-    return gain, innovation_var, final_cov, var, checkpoints
+        return covariance_forward(k, *gates, initial_cov, spans, keep=keep, halved=halved)
+    return segmented_forward(k, *gates, initial_cov, spans, segments, keep=keep, halved=halved)
+
+
+def predictive_var(
+    q: Tensor | None, gain: Tensor, innovation_var: Tensor, checkpoints: Tensor, gates: Gates, spans: Spans
+) -> Tensor:
+    """Of every read, ``[N, H]``, from what the covariance pass gave; empty where there is no ``q``."""
+    if q is None:
+        return innovation_var.new_empty(0)
+    return variance_forward(q, gain, innovation_var, checkpoints, *gates[:2], spans, "tf32x3")
 
 
 @operator("bayesmem::covariance_pass")
@@ -72,8 +70,11 @@ def covariance_op(
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     gates = (log_retention, process_noise, obs_noise, floor)
-    (gain, _), *rest = dense_covariance(k, q, gates, initial_cov, spans, keep, halved=False)
-    return gain, *rest  # type: ignore[return-value]
+    (gain, _), innovation_var, checkpoints, final_cov = dense_covariance(
+        k, gates, initial_cov, spans, keep or q is not None
+    )
+    var = predictive_var(q, gain, innovation_var, checkpoints, gates, spans)
+    return gain, innovation_var, final_cov, var, checkpoints
 
 
 @covariance_op.register_fake

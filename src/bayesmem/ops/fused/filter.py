@@ -6,16 +6,16 @@ It gives what ``covariance_op`` and ``mean_op`` give one after the other; togeth
 import torch
 from torch import Tensor
 
-from bayesmem.ops.fused.covariance import covariance_op, dense_covariance
-from bayesmem.ops.fused.mean import mean_op, run_mean
+from bayesmem.ops.fused.covariance import covariance_op, dense_covariance, predictive_var
+from bayesmem.ops.fused.mean import mean_op, returned
 from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import grouped, pairs_of, precision_of, spans_at, whole
 from bayesmem.ops.triton.covariance_backward import covariance_backward
 from bayesmem.ops.triton.covariance_segments import forward_segments
 from bayesmem.ops.triton.mean_backward import mean_backward
 from bayesmem.ops.triton.mean_chain import mean_segments
+from bayesmem.ops.triton.mean_forward import mean_forward
 from bayesmem.ops.triton.pipeline import parts_of, pipelined_forward
-from bayesmem.ops.triton.variance import variance_forward
 
 
 @operator("bayesmem::filter_pass")
@@ -81,25 +81,18 @@ def filter_op(
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     heads, gates = v.shape[1], (log_retention, process_noise, obs_noise, floor)
-    halved, parts = _halved(k, want_var), parts_of(k, heads, spans)
+    kept, halved, prec = keep or want_var, _halved(k, want_var), precision_of(q)
+    parts = parts_of(k, heads, spans)
     if parts == 1 or forward_segments(k, heads, spans) or mean_segments(k, heads, spans):
-        query = q if want_var else None
-        made = dense_covariance(k, query, gates, initial_cov, spans, keep, halved)
-        (gain, low), innovation_var, final_cov, var, checkpoints = made
-        place = (cu_seqlens, batch, chunk)
-        o, energy, final_mean, *saved = run_mean(q, k, v, gain, log_decay, initial_mean, *place, want_energy)
+        covariance = dense_covariance(k, gates, initial_cov, spans, kept, halved)
+        mean = mean_forward(q, k, v, covariance[0][0], log_decay, initial_mean, spans, want_energy, prec)
     else:
-        kept, prec = keep or want_var, precision_of(q)
         covariance, mean = pipelined_forward(
             q, k, v, log_decay, gates, initial_mean, initial_cov, spans, kept, halved, want_energy, prec, parts
         )
-        (gain, low), innovation_var, checkpoints, final_cov = covariance
-        o, measured, final_mean, (written, *rest) = mean
-        var = log_decay.new_empty(0)
-        if want_var:
-            var = variance_forward(q, gain, innovation_var, checkpoints, log_retention, process_noise, spans, "tf32x3")
-        energy = log_decay.new_empty(0) if measured is None else measured
-        saved = [gain.new_empty(0) if written is gain else written, *rest]
+    (gain, low), innovation_var, checkpoints, final_cov = covariance
+    var = predictive_var(q if want_var else None, gain, innovation_var, checkpoints, gates, spans)
+    o, energy, final_mean, *saved = returned(mean, gain)
     low = gain.new_empty(0) if low is None else low
     return o, energy, final_mean, innovation_var, final_cov, var, gain, low, checkpoints, *saved  # type: ignore[return-value]
 

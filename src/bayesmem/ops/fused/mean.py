@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor
 
-from bayesmem.ops.fused.operator import Operator, operator
+from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import chunk_count, grouped, precision_of, spans_at, whole
 from bayesmem.ops.triton.mean_backward import mean_backward
 from bayesmem.ops.triton.mean_forward import mean_forward
 
 
-def run_mean(
+@operator("bayesmem::mean_pass")
+def mean_op(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -41,16 +42,15 @@ def run_mean(
         scores and decays of every chunk, innovations, and the mean before every chunk.
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
-    o, energy, final_mean, saved = mean_forward(
-        q, k, v, gain, log_decay, initial_mean, spans, want_energy, precision_of(q)
-    )
-    written, *rest = saved
-    if written is gain:
-        written = gain.new_empty(0)
-    return o, log_decay.new_empty(0) if energy is None else energy, final_mean, written, *rest  # type: ignore[return-value]
+    made = mean_forward(q, k, v, gain, log_decay, initial_mean, spans, want_energy, precision_of(q))
+    return returned(made, gain)  # type: ignore[return-value]
 
 
-mean_op = Operator("bayesmem::mean_pass", run_mean)
+def returned(made: tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]], gain: Tensor) -> tuple[Tensor, ...]:
+    """What ``mean_forward`` gave as an operator returns it: tensors, of which none came in."""
+    o, energy, final_mean, (written, *rest) = made
+    written = gain.new_empty(0) if written is gain else written
+    return o, final_mean.new_empty(0) if energy is None else energy, final_mean, written, *rest
 
 
 @mean_op.register_fake

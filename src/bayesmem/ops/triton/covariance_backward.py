@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesmem.ops.step import symmetric
 from bayesmem.ops.triton.carry import leaving
 from bayesmem.ops.triton.covariance_chain import Chained, chain
 from bayesmem.ops.triton.covariance_prepare import Prepared, prepare
@@ -129,7 +130,7 @@ def _chain_in_segments(
     transition, _ = transitions(
         prepared.gain, prepared.read, log_retention, prepared.to_end, None, segments.length, spans, prec, tuning
     )
-    d_final = None if d_final_cov is None else 0.5 * (d_final_cov + d_final_cov.mT)
+    d_final = None if d_final_cov is None else symmetric(d_final_cov)
     leaves = leaving(gathered, transition, d_final, segments, both=True)
     chained, d_initial = chain(prepared, dvar, log_retention, checkpoints, ends, leaves, spans, prec, tuning)
     return chained, d_initial[segments.first]

@@ -20,6 +20,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesmem.ops.step import symmetric
 from bayesmem.ops.triton.covariance_chain_cuda import cuda_chain
 from bayesmem.ops.triton.covariance_chain_tiled import tiled_chain_kernel
 from bayesmem.ops.triton.covariance_config import chain_config
@@ -153,7 +154,7 @@ def chain(
     """
     heads, key_dim = final_cov.shape[1], final_cov.shape[-1]
     config = chain_config(final_cov, prec, tuning)
-    d_initial_cov = torch.zeros_like(final_cov) if d_final_cov is None else 0.5 * (d_final_cov + d_final_cov.mT)
+    d_initial_cov = torch.zeros_like(final_cov) if d_final_cov is None else symmetric(d_final_cov)
     high, low = prepared.read
     sent = (high.new_empty(high.mT.shape), None if low is None else low.new_empty(low.mT.shape))
     trace, overlap = final_cov.new_empty(spans.chunks, heads, key_dim), final_cov.new_empty(spans.chunks, heads)

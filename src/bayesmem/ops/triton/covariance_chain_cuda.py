@@ -5,13 +5,13 @@ from functools import lru_cache
 
 import torch
 
+from bayesmem.ops.triton.covariance_config import RENEW
 from bayesmem.ops.triton.cuda_source import compiled
 from bayesmem.ops.triton.device import limits
 
 CAPABILITY = (9, 0)  # products of four warps with what lies in shared memory
 KEY_DIMS = (64, 128)  # whole warpgroups
 TOKENS = 64
-RENEW = 8  # chunks that share an overlap, as ``covariance_config.chain_config`` has it for pairs
 FILES = ("covariance_chain_prelude.cu", "covariance_chain.cu")
 
 

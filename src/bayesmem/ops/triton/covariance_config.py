@@ -15,6 +15,8 @@ Config = dict[str, Any]
 
 # Shared memory (bytes) that the chain takes to hold Lambda whole at K = 128: what a Hopper has.
 WHOLE_SHARED = 200 * 1024
+# Chunks of the chain that share an overlap, of pairs.
+RENEW = 8
 
 
 def prepare_config(dgain: Tensor, prec: str, tuning: Tuning | None) -> Config:
@@ -33,7 +35,7 @@ def chain_config(final_cov: Tensor, prec: str, tuning: Tuning | None) -> Config:
     """
     whole = block(final_cov.shape[-1], 256)
     fits = whole <= 64 or (whole == 128 and limits(final_cov.device).shared >= WHOLE_SHARED)
-    blocks = {"BK": whole if fits else 64, "RENEW": 8 if prec == "bf16x3" else 1, "PREC": prec}
+    blocks = {"BK": whole if fits else 64, "RENEW": RENEW if prec == "bf16x3" else 1, "PREC": prec}
     config = {**blocks, "num_warps": 8 if fits and whole == 128 else 4, "num_stages": 1}
     return _put("chain", config, tuning)
 

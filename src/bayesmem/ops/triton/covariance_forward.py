@@ -266,8 +266,3 @@ def covariance_forward(
     launch, filled = covariance_launcher(*given, cuda, keep, halved)
     launch(WHOLE)
     return filled
-
-
-def symmetric(cov: Tensor) -> Tensor:
-    """What rounding left of asymmetry taken away."""
-    return 0.5 * (cov + cov.mT)

@@ -21,10 +21,11 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
+from bayesmem.ops.step import symmetric
 from bayesmem.ops.triton.carry import carry
 from bayesmem.ops.triton.covariance_config import chain_config
 from bayesmem.ops.triton.covariance_cuda import chosen_cluster
-from bayesmem.ops.triton.covariance_forward import covariance_forward, symmetric
+from bayesmem.ops.triton.covariance_forward import covariance_forward
 from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.covariance_transition import keys_from_start, transitions
 from bayesmem.ops.triton.device import limits
