@@ -7,11 +7,6 @@ DEVICE void load2(float *x, const float *at) { x[0] = at[0], x[1] = at[1]; }
 DEVICE void move16(HALF *to, const HALF *from) { std::memcpy(to, from, 16); }
 DEVICE float wide(HALF x) { return as_float((unsigned)x << 16); }
 
-DEVICE unsigned pack(float x, float y) {
-  const auto narrow = [](float x) { return (as_bits(x) + 0x7fffu + (as_bits(x) >> 16 & 1u)) >> 16; };
-  return narrow(x) | narrow(y) << 16;
-}
-
 // What is under way has not come before copies_wait: until then its place holds NaN.
 static std::vector<std::pair<void *, const void *>> under_way[THREADS];
 DEVICE void copy(void *to, const void *from, bool there) {

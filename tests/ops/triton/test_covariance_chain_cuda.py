@@ -32,7 +32,7 @@ def run(folder: Path, key_dim: int, chains: int, args: list[Tensor | int]) -> No
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
     files = ("cuda_on_cpu.h", "chain_on_cpu.h", "covariance_chain.cu", "chain_on_cpu_main.h")
     parts = (cuda_source.HERE / file if file.endswith(".cu") else HERE / file for file in files)
-    defines = chain_cuda.settings(key_dim) | {"CLUSTER": 1, "KEY_KIND": 0, "WARPGROUPS": 0}
+    defines = chain_cuda.settings(key_dim) | {"WARPGROUPS": 0}
     library = folder / "chain.so"
     options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-", "-o", str(library)]
     options += [f"-D{key}={value}" for key, value in defines.items()]

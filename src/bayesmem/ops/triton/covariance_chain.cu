@@ -13,8 +13,8 @@
 // a row in an order of their own (swizzled). An accumulator holds rows g and g + 8 of its warp's 16, columns 2t and 2t + 1 of
 // every 8 (lane = 4 g + t), and two of those are an operand's 16 columns as they are.
 //
-// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), RENEW (chunks that share an overlap). Files before it: those of the
-// machine (covariance_chain_prelude.cu).
+// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), RENEW (chunks that share an overlap), and what the prelude asks for.
+// Files before it: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu).
 
 #define TOKENS 64
 #define GROUPS (KDIM / 64)
@@ -22,7 +22,7 @@
 #define WIDTH (TOKENS / GROUPS)       // columns that a warpgroup makes of a matrix of tokens by tokens
 #define TOKEN_PLANE (8 * TOKENS + 8)  // a plane with a row for every token, in halves
 #define CHANNEL_PLANE (8 * KDIM + 8)  // with a row for every channel
-#define ALPHA_ROW (TOKENS + 8)  // padded as planes are, in floats
+#define ALPHA_ROW (TOKENS + 8)        // padded as planes are, in floats
 
 struct Shared {
   HALF gain[2][GROUPS][64 * TOKENS];  // G: high, low; 64 channels after 64
@@ -45,8 +45,8 @@ struct Halves { unsigned high, low; };
 
 DEVICE Halves halves(float x, float y) {
   Halves h;
-  h.high = pack(x, y);
-  h.low = pack(x - as_float(h.high << 16), y - as_float(h.high & 0xffff0000u));
+  h.high = bfloat16s(x, y);
+  h.low = bfloat16s(x - as_float(h.high << 16), y - as_float(h.high & 0xffff0000u));
   return h;
 }
 

@@ -6,18 +6,21 @@ from functools import lru_cache
 import torch
 
 from bayesmem.ops.triton.covariance_config import RENEW
+from bayesmem.ops.triton.covariance_cuda import KEY_KINDS
 from bayesmem.ops.triton.cuda_source import compiled
 from bayesmem.ops.triton.device import limits
 
 CAPABILITY = (9, 0)  # products of four warps with what lies in shared memory
 KEY_DIMS = (64, 128)  # whole warpgroups
 TOKENS = 64
-FILES = ("covariance_chain_prelude.cu", "covariance_chain.cu")
+FILES = ("covariance_prelude.cu", "covariance_wgmma.cu", "covariance_chain_prelude.cu", "covariance_chain.cu")
 
 
 def settings(key_dim: int) -> dict[str, int]:
     """What the source is compiled with."""
-    return {"KDIM": key_dim, "THREADS": 2 * key_dim, "RENEW": RENEW}
+    blocks = 2 if key_dim == 64 else 1  # that share a multiprocessor
+    machine = {"CLUSTER": 1, "KEY_KIND": KEY_KINDS[torch.bfloat16], "BLOCKS": blocks}
+    return {"KDIM": key_dim, "THREADS": 2 * key_dim, "RENEW": RENEW, **machine}
 
 
 def shared_bytes(key_dim: int) -> int:

@@ -1,28 +1,11 @@
-// What covariance_chain.cu needs of the machine: Hopper (sm_90a).
-
-#define DEVICE __device__ __forceinline__
-// At K = 64 two blocks share a multiprocessor, at 128 one has it.
-#define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, KDIM == 64 ? 2 : 1)
-#define THREAD ((int)threadIdx.x)
-#define BLOCK ((int)blockIdx.x)
-#define SHARED_MEMORY(type, name) extern __shared__ __align__(1024) char shared_bytes[]; type &name = *(type *)shared_bytes
+// What covariance_chain.cu needs of the machine besides covariance_prelude.cu and covariance_wgmma.cu.
 
 typedef unsigned short HALF;  // bfloat16
 
-DEVICE float as_float(unsigned x) { return __uint_as_float(x); }
 DEVICE float exponential(float x) { return __expf(x); }
-DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
-DEVICE void sync_all() { __syncthreads(); }
 DEVICE void load2(float *x, const float *at) { const float2 v = *(const float2 *)at; x[0] = v.x, x[1] = v.y; }
-DEVICE void store2(float *at, float x, float y) { *(float2 *)at = make_float2(x, y); }
 DEVICE void move16(HALF *to, const HALF *from) { *(uint4 *)to = *(const uint4 *)from; }
 DEVICE unsigned shared_address(const void *at) { return (unsigned)__cvta_generic_to_shared(at); }
-
-DEVICE unsigned pack(float x, float y) {  // x in the low half
-  unsigned two;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(y), "f"(x));
-  return two;
-}
 
 // 16 bytes into shared memory, beside the threads; zeros where there is nothing.
 DEVICE void copy(void *to, const void *from, bool there) {
@@ -37,13 +20,6 @@ DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
                : "memory")
 DEVICE void store_tiles(HALF *at, const unsigned tiles[4]) { STORE(""); }
 DEVICE void store_turned(HALF *at, const unsigned tiles[4]) { STORE(".trans"); }
-
-DEVICE void group_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-DEVICE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int LEFT> DEVICE void group_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LEFT) : "memory"); }
-#define G4(x) "+f"(x[0]), "+f"(x[1]), "+f"(x[2]), "+f"(x[3])
-DEVICE void hold(float *x) { asm volatile("" : G4(x)::"memory"); }  // nothing reads x before this
-DEVICE void fence_for_groups() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // An operand in shared memory: blocks of 8 rows by 8 of the contraction, 128 bytes each, the second 8 in the next plane; or
 // without planes rows of 128 bytes, swizzled, of which 8 begin at a multiple of 1024.

@@ -3,16 +3,19 @@
 #ifndef THREADS
 #define THREADS (2 * KDIM / CLUSTER + 64)
 #endif
+#ifndef BLOCKS
+#define BLOCKS 1  // that a multiprocessor is to hold
+#endif
 #define DEVICE __device__ __forceinline__
 #if CLUSTER > 1
-#define GLOBAL extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+#define GLOBAL extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, BLOCKS)
 #else
-#define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, 1)
+#define GLOBAL extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #endif
 #define THREAD ((int)threadIdx.x)
 #define BLOCK ((int)blockIdx.x)
 #define RANK (BLOCK % CLUSTER)
-#define SHARED_MEMORY(type, name) extern __shared__ __align__(128) char shared_bytes[]; type &name = *(type *)shared_bytes
+#define SHARED_MEMORY(type, name) extern __shared__ __align__(1024) char shared_bytes[]; type &name = *(type *)shared_bytes
 
 #if KEY_KIND == 2
 typedef float KEY;

@@ -1,4 +1,4 @@
-// What covariance_warpgroups.cu needs of the machine: Hopper (sm_90a).
+// What covariance_warpgroups.cu and covariance_chain.cu need of the machine: Hopper (sm_90a).
 //
 // Products of four warps at once: d (64 rows, as the accumulators of mma) += SIGN a b; a in registers, b in shared memory in
 // blocks of 8 columns x 4 of the contraction, 128 bytes each, the second four in the next plane.
