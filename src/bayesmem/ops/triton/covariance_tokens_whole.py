@@ -81,7 +81,7 @@ def whole_tokens_kernel(
     ADDED: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """As ``tokens_kernel``, BK >= K; registers hold wbar, of which nothing is stored."""
+    """As ``tokens_kernel`` (``covariance_tokens_tiled``), BK >= K; registers hold wbar, of which nothing is stored."""
     chunk, head = tl.program_id(0), tl.program_id(1)
     at, key_head = chunk.to(tl.int64) * H + head, head // (H // G)
     first, live = place_chunk(chunk, seq_start, chunk_seq, chunk_first, C)
