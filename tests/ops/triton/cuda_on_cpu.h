@@ -69,6 +69,10 @@ DEVICE void arrive_total() { total[RANK].arrive(THREADS - 32); }
 DEVICE void arrive_base() { base[RANK].arrive(64); }
 DEVICE void sync_base() { base[RANK].wait(64); }
 DEVICE float *peer(float *at, int rank) { return (float *)(shared_bytes[rank] + ((char *)at - shared_bytes[RANK])); }
+DEVICE void fence_device() {}
+DEVICE float load_fresh(const float *at) { return *at; }
+DEVICE int load_fresh(const int *at) { return *at; }
+DEVICE int add_one(int *count) { return (*count)++; }
 DEVICE void load4(float *x, const float *at) { std::memcpy(x, at, 16); }
 DEVICE void store4(float *at, const float *x) { std::memcpy(at, x, 16); }
 DEVICE void store2(float *at, float x, float y) { at[0] = x, at[1] = y; }

@@ -6,15 +6,22 @@ struct Arguments {
   const int *seq_start, *chunk_first;
   float *gain;
   unsigned short *gain_low;
-  float *innovation_var, *checkpoint, *final;
-  int H, G, steps_a_chunk, begin, most;
+  float *innovation_var, *checkpoint, *final, *edge;
+  int *count;
+  int H, G, steps_a_chunk, begin, most, segments;
 };
 static const Arguments *given;
 
 static void kernel() {
   const Arguments &x = *given;
-  covariance_forward((const KEY *)x.k, x.log_retention, x.process_noise, x.obs_noise, x.floor, x.initial, x.seq_start,
-                     x.chunk_first, x.gain, x.gain_low, x.innovation_var, x.checkpoint, x.final, x.H, x.G, x.steps_a_chunk, x.begin, x.most);
+#if MEND
+  covariance_mend(
+#else
+  covariance_forward(
+#endif
+                     (const KEY *)x.k, x.log_retention, x.process_noise, x.obs_noise, x.floor, x.initial, x.seq_start,
+                     x.chunk_first, x.gain, x.gain_low, x.innovation_var, x.checkpoint, x.final, x.edge,
+                     x.count, x.H, x.G, x.steps_a_chunk, x.begin, x.most, x.segments);
 }
 
 extern "C" void launch(const Arguments *arguments, int blocks) {

@@ -15,7 +15,7 @@ from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-POINTERS, SIZES = 13, ("H", "G", "steps_a_chunk", "begin", "most")
+POINTERS, SIZES = 15, ("H", "G", "steps_a_chunk", "begin", "most", "segments")
 
 
 class Arguments(ctypes.Structure):
@@ -25,10 +25,10 @@ class Arguments(ctypes.Structure):
 
 
 @lru_cache
-def compiled(folder: Path, key_dim: int, dtype: torch.dtype, cluster: int, groups: bool) -> ctypes.CDLL:
+def compiled(folder: Path, key_dim: int, dtype: torch.dtype, cluster: int, groups: bool, mend: bool) -> ctypes.CDLL:
     """The kernel with its launch as a library in ``folder``."""
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    settings = covariance_cuda.settings(key_dim, dtype, cluster, groups)
+    settings = covariance_cuda.settings(key_dim, dtype, cluster, groups) | {"MEND": int(mend)}
     own = [cuda_source.HERE / file for file in covariance_cuda.sources(settings)]
     parts = (HERE / "cuda_on_cpu.h", *own, HERE / "cuda_on_cpu_main.h")
     source = "\n".join(part.read_text() for part in parts)
@@ -53,6 +53,7 @@ def emulated_forward(
     pieces: tuple[Piece, ...] = (WHOLE,),
     halved: bool = False,
     keep: bool = True,
+    segments: int = 1,
 ) -> tuple[Pair, Tensor, Tensor, Tensor]:
     """As ``covariance_forward``, four warps multiplying ``together`` if they can.
 
@@ -69,12 +70,15 @@ def emulated_forward(
     )
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans.seq_start, spans.chunk_first)
     second = low if low is not None else gain if halved else gain.new_empty(0)
-    tensors = [x.contiguous() for x in (*given, gain, second, *outputs)]
-    library = compiled(folder, key_dim, k.dtype, cluster, together)
+    room = covariance_cuda.cut_room(k, spans.sequences * heads, segments)
+    tensors = [x.contiguous() for x in (*given, gain, second, *outputs, *room)]
     expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster, together))
-    assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
     for piece in pieces:
-        sizes = (heads, groups, spans.chunk_size // 16 if keep else 0, *piece.tokens(spans))
-        library.launch(ctypes.byref(Arguments(*(x.data_ptr() for x in tensors), *sizes)), spans.sequences * heads)
-        tensors[5] = tensors[-1]  # the next piece goes on from there
+        sizes = (heads, groups, spans.chunk_size // 16 if keep else 0, *piece.tokens(spans), segments)
+        for mend in (False, True)[: 1 if segments == 1 or piece.begin else 2]:
+            library = compiled(folder, key_dim, k.dtype, cluster, together, mend)
+            assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
+            blocks = spans.sequences * heads * (1 if mend else segments)
+            library.launch(ctypes.byref(Arguments(*(x.data_ptr() for x in tensors), *sizes)), blocks)
+        tensors[5] = outputs[-1]  # the next piece goes on from there
     return (gain, low), *outputs

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ GROUP_SIZES = ((64, 1), (128, 1), (256, 4))  # padded key dims and clusters whos
 # registers, one does (1.06 and 1.56 ms for 256 chains; benchmarks/records/covariance_steps.jsonl).
 GROUP_CHOSEN = ((128, 1), (256, 4))
 WHOLE_KEY_DIM, MAX_KEY_DIM = 128, 256  # what the registers of one multiprocessor hold, and of a cluster of four
+LEAST_SEGMENT = 256  # tokens below which a chain is not cut further
 
 
 def settings(key_dim: int, dtype: torch.dtype, cluster: int, groups: bool = False) -> dict[str, int]:
@@ -37,6 +39,8 @@ def settings(key_dim: int, dtype: torch.dtype, cluster: int, groups: bool = Fals
         "SPLIT_KEYS": int(split),
         "KEY_KIND": KEY_KINDS[dtype],
         "WARPGROUPS": int(groups and not split and (padded, cluster) in GROUP_SIZES),
+        "BLOCKS": 2 if padded == 64 and cluster == 1 else 1,  # that share a multiprocessor
+        "MEND": 0,
     }
 
 
@@ -48,7 +52,7 @@ def machine(chosen: Mapping[str, int]) -> tuple[str, ...]:
 def sources(chosen: Mapping[str, int]) -> tuple[str, ...]:
     """Files of the kernel, in order, that follow those of the machine."""
     products = "covariance_warpgroups.cu" if chosen["WARPGROUPS"] else "covariance_warps.cu"
-    return ("covariance_shared.cu", products, "covariance_matrix.cu", "covariance_forward.cu")
+    return ("covariance_shared.cu", products, "covariance_matrix.cu", "covariance_cuts.cu", "covariance_forward.cu")
 
 
 def cluster_size(key_dim: int) -> int:
@@ -65,8 +69,13 @@ def shared_bytes(chosen: Mapping[str, int]) -> int:
     padded = chosen["KDIM"]
     keys, write = (17 * padded, 16 * padded + 16) if chosen["WARPGROUPS"] else (16 * (padded + 8), 24 * padded)
     partial = (padded // 16) * (2 if chosen["CLUSTER"] == 1 else 3)
-    tables = 20 * 128 + 2 * 16 * 24 + 4 * 16 + 2 * 4
+    tables = 20 * 128 + 2 * 16 * 24 + 4 * 16 + 2 * 4 + 20  # the last for runs and cuts
     return 4 * (4 * keys + 2 * write + 320 * (partial + 6) + tables)
+
+
+def kernel_name(chosen: Mapping[str, int]) -> str:
+    """Of what the sources compile to."""
+    return "covariance_mend" if chosen["MEND"] else "covariance_forward"
 
 
 def chosen_settings(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> dict[str, int]:
@@ -79,11 +88,13 @@ def chosen_settings(key_dim: int, dtype: torch.dtype, cluster: int, device: int)
 
 
 @lru_cache
-def _kernel(key_dim: int, dtype: torch.dtype, cluster: int, device: int) -> tuple[Callable[..., None], int, int] | None:
+def _kernel(
+    key_dim: int, dtype: torch.dtype, cluster: int, device: int, mend: bool = False
+) -> tuple[Callable[..., None], int, int] | None:
     """Compiled, with threads a block and its shared bytes; ``None`` where it could not be."""
-    chosen = chosen_settings(key_dim, dtype, cluster, device)
+    chosen = chosen_settings(key_dim, dtype, cluster, device) | {"MEND": int(mend)}
     size = shared_bytes(chosen)
-    kernel = compiled("covariance_forward", (*machine(chosen), *sources(chosen)), chosen, device, size)
+    kernel = compiled(kernel_name(chosen), (*machine(chosen), *sources(chosen)), chosen, device, size)
     return None if kernel is None else (kernel, 2 * chosen["KDIM"] // cluster + 64, size)
 
 
@@ -107,6 +118,21 @@ def _chosen_cluster(key_dim: int, dtype: torch.dtype, device: torch.device) -> i
     return None if _kernel(key_dim, dtype, cluster, device.index) is None else cluster
 
 
+def side_by_side(spans: Spans, heads: int, processors: int, cluster: int) -> int:
+    """Segments that every chain may be cut into (covariance_cuts.cu), so that all of them run at once."""
+    longest = max(stop - start for start, stop in pairwise(spans.bounds))
+    most = min(processors // (spans.sequences * heads), longest // LEAST_SEGMENT)
+    return most if cluster == 1 and most > 1 else 1
+
+
+def cut_room(k: Tensor, chains: int, segments: int) -> tuple[Tensor, Tensor]:
+    """Room for the covariances at both ends of every segment, and what blocks count, which begins as zero."""
+    if segments == 1:
+        return k.new_empty(0, 1, dtype=torch.float32), k.new_empty(0, dtype=torch.int32)
+    edge = k.new_empty(chains, segments, 2, k.shape[-1], k.shape[-1], dtype=torch.float32)
+    return edge, k.new_zeros(chains, 2 * segments + 2, dtype=torch.int32)
+
+
 def cuda_forward(
     cluster: int,
     k: Tensor,
@@ -121,9 +147,11 @@ def cuda_forward(
     checkpoints: Tensor,
     final_cov: Tensor,
     piece: Piece = WHOLE,
+    room: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Launch the kernel over a piece, ``cluster`` blocks a (sequence, head).
 
+    With ``room`` of ``cut_room`` the first piece may take whole sequences, in segments, and leave nothing to the others.
     ``gain`` and the last three tensors are filled (if not empty); ``final_cov`` may be ``initial_cov``. Gains are a
     pair of keys of bfloat16 alone.
     """
@@ -133,14 +161,16 @@ def cuda_forward(
     high, low = gain
     if low is None:  # the kernel is told of high halves alone by their own address, of float32 by none
         low = high if high.dtype == torch.bfloat16 else high.new_empty(0)
-    outputs = [high, low, innovation_var, checkpoints, final_cov]
+    chains = spans.sequences * heads
+    edge, counts = room or cut_room(k, chains, 1)
+    segments = edge.shape[1]
+    outputs = [high, low, innovation_var, checkpoints, final_cov, edge, counts]
     sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0)
-    found = _kernel(key_dim, k.dtype, cluster, k.device.index)
-    assert found is not None  # of ``chosen_cluster``
-    kernel, threads, shared = found
-    kernel(
-        grid=(spans.sequences * heads * cluster, 1, 1),
-        block=(threads, 1, 1),
-        args=[*tensors, *outputs, *sizes, *piece.tokens(spans)],
-        shared_mem=shared,
-    )
+    args = [*tensors, *outputs, *sizes, *piece.tokens(spans), segments]
+    for mend in (False, True)[: 1 if segments == 1 or piece.begin else 2]:
+        found = _kernel(key_dim, k.dtype, cluster, k.device.index, mend)
+        if found is None:
+            raise RuntimeError("the CUDA kernel that joins segments did not compile where the one that cuts did")
+        kernel, threads, shared = found
+        blocks = chains if mend else chains * segments * cluster
+        kernel(grid=(blocks, 1, 1), block=(threads, 1, 1), args=args, shared_mem=shared)

@@ -223,7 +223,7 @@ DEVICE void cross_square(Shared &s, const Seen &seen, int lane) {
   sync_warp();
 }
 
-DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
+DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int warm, int H) {
   const int lane = THREAD & 31, c = lane & 15, half = lane >> 4;
   const int steps = (length + 15) / 16;
   if (half)
@@ -268,7 +268,7 @@ DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
     if (half == 0) {
       const int token = 16 * n + c;
       s.factor[n & 1][c] = s.left_over[c] * root(pivot);
-      if (token < length && RANK == 0) innovation_var[(long long)token * H] = pivot;
+      if (token >= warm && token < length && RANK == 0) innovation_var[(long long)token * H] = pivot;
     }
     sync_warp();
     prepare_mix(s.mix[n & 1], s, lane);
@@ -276,26 +276,48 @@ DEVICE void factor_warp(Shared &s, float *innovation_var, int length, int H) {
   }
 }
 
-GLOBAL covariance_forward(const KEY *k, const float *log_retention, const float *process_noise,
-                                          const float *obs_noise, const float *floor, const float *initial,
-                                          const int *seq_start, const int *chunk_first, float *gain,
-                                          unsigned short *gain_low, float *innovation_var, float *checkpoint,
-                                          float *final, int H, int G, int steps_a_chunk, int begin, int most) {
+#if MEND
+GLOBAL covariance_mend(
+#else
+GLOBAL covariance_forward(
+#endif
+    const KEY *k, const float *log_retention, const float *process_noise, const float *obs_noise, const float *floor,
+    const float *initial, const int *seq_start, const int *chunk_first, float *gain, unsigned short *gain_low,
+    float *innovation_var, float *checkpoint, float *final, float *edge, int *count, int H, int G, int steps_a_chunk,
+    int begin, int most, int segments) {
   SHARED_MEMORY(Shared, s);
-  const int bh = BLOCK / CLUSTER, sequence = bh / H, head = bh % H;
-  // Of every sequence `most` tokens from `begin`, a multiple of a chunk.
-  const long long start = seq_start[sequence] + begin;
-  const int remaining = seq_start[sequence + 1] - (int)start;
-  const int length = remaining < 0 ? 0 : remaining < most ? remaining : most;
-  const int chunk = chunk_first[sequence] + (steps_a_chunk ? begin / (16 * steps_a_chunk) : 0);
-  const long long gates = start * H + head;
   if (CLUSTER > 1) sync_all();  // all blocks have begun: their shared memory is there
-  if (THREAD < 32 * OWN_WARPS)
-    matrix_warp(s, k + start * G * K, initial, gain, gain_low, checkpoint, final, start, length, chunk,
-                steps_a_chunk, bh, head, H, G);
-  else if (THREAD < 32 * OWN_WARPS + 32)
-    gate_warp(s, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head], length, H);
-  else
-    factor_warp(s, innovation_var + gates, length, H);
+  const int chain = MEND ? BLOCK : BLOCK / CLUSTER / segments, sequence = chain / H, head = chain % H;
+  int *const counts = count + chain * (2 * segments + 2), *const mended = counts + 2 * segments + 1;
+  int segment = MEND ? load_fresh(mended) : BLOCK / CLUSTER % segments;
+  if (MEND && segment == 0) return;
+  const long long whole = seq_start[sequence], square = K * K;
+  const int key_head = head / (H / G), unit = 16 * (steps_a_chunk ? steps_a_chunk : 4);
+  const int all = seq_start[sequence + 1] - (int)whole;
+  const Cuts cuts = cuts_of(k + (whole * G + key_head) * K, log_retention + whole * H + head, process_noise + whole * H + head,
+                            obs_noise + whole * H + head, floor[head], all, segments, unit, H, G * K);
+  if (segment >= cuts.many || (cuts.many > 1 && begin)) return;
+  if (THREAD == 0) s.cuts = cuts;
+  // Of a sequence that is not cut `most` tokens from `begin`, a multiple of a chunk.
+  const int remaining = all - begin, length = cuts.many > 1 ? all : remaining < 0 ? 0 : remaining < most ? remaining : most;
+  const long long start = whole + begin;
+  const int chunk = chunk_first[sequence] + (steps_a_chunk ? begin / (16 * steps_a_chunk) : 0);
+  const Places at = {checkpoint + ((long long)chunk * H + head) * square, edge + 2 * chain * segments * square,
+                     steps_a_chunk, H * K * K};
+  do {
+    if (THREAD == 0)
+      set_run(s.run, s.cuts, at, segment, MEND, start, length, initial + chain * square, final + chain * square);
+    sync_all();
+    const long long own = s.run.start * H + head;
+    if (THREAD < 32 * OWN_WARPS)
+      matrix_warp(s, k, gain, gain_low, steps_a_chunk, head, H, G);
+    else if (THREAD < 32 * OWN_WARPS + 32)
+      gate_warp(s, log_retention + own, process_noise + own, obs_noise + own, floor[head], s.run.length, H);
+    else
+      factor_warp(s, innovation_var + own, s.run.length, s.run.warm, H);
+    if (CLUSTER > 1 || s.cuts.many == 1) break;
+    segment = to_mend(s, at, counts, segments);
+  } while (MEND && segment);
+  if (!MEND && CLUSTER == 1 && segment && THREAD == 0 && s.cuts.many > 1) *mended = segment;
   if (CLUSTER > 1) sync_all();  // and is, until none writes into it any more
 }

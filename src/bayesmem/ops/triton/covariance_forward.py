@@ -19,9 +19,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayesmem.ops.triton.covariance_cuda import chosen_cluster, cuda_forward
+from bayesmem.ops.triton.covariance_cuda import chosen_cluster, cuda_forward, cut_room, side_by_side
 from bayesmem.ops.triton.covariance_products import Pair, rounded_pair
 from bayesmem.ops.triton.cuda_launch import aligned
+from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
 from bayesmem.ops.triton.sizes import power_of_two
 from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
@@ -191,10 +192,12 @@ def covariance_launcher(
     cluster = chosen_cluster(k) if cuda is True else int(cuda)
     if cluster:
         final, k = torch.empty_like(initial_cov, memory_format=torch.contiguous_format), aligned(k)
+        segments = side_by_side(spans, heads, limits(k.device).processors, cluster)
+        room = cut_room(k, spans.sequences * heads, segments)
 
         def launch_cuda(piece: Piece) -> None:
             start = final if piece.begin else initial_cov
-            cuda_forward(cluster, k, *gates, start, spans, *outputs, final, piece)
+            cuda_forward(cluster, k, *gates, start, spans, *outputs, final, piece, room)
 
         return launch_cuda, (*outputs, final)
     final = initial_cov.clone(memory_format=torch.contiguous_format)

@@ -104,23 +104,30 @@ DEVICE void store_pairs(unsigned short *high, unsigned short *low, const float g
     }
 }
 
-DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *gain, unsigned short *low,
-                        float *checkpoint, float *final, long long start, int length, int first_chunk,
-                        int steps_a_chunk, int bh, int head, int H, int G) {
+DEVICE void matrix_warp(Shared &s, const KEY *k, float *gain, unsigned short *low, int steps_a_chunk,
+                        int head, int H, int G) {
   const int warp = RANK * OWN_WARPS + (THREAD >> 5), lane = THREAD & 31, g = lane >> 2, t = lane & 3, own = 16 * warp;
   const int loader = 32 * warp + lane;
-  const int steps = (length + 15) / 16;
+  const int length = s.run.length, steps = (length + 15) / 16, quiet = s.run.warm / 16;
+  const long long start = s.run.start;
   const int key_token = loader / (KDIM / 8), key_column = (loader % (KDIM / 8)) * 8;
-  const KEY *keys = k + (long long)(head / (H / G)) * K;
+  const KEY *keys = k + (start * G + head / (H / G)) * K;
 
   float p[TILES][4];  // rows own + g and own + g + 8 of P
+  const float *const from = s.run.from, level = s.cuts.level;
 #pragma unroll
   for (int j = 0; j < TILES; ++j)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int row = own + g + 8 * (i >> 1), column = 8 * j + 2 * t + (i & 1);
-      p[j][i] = row < K && column < K ? initial[(long long)bh * K * K + row * K + column] : 0.f;
-    }
+    for (int i = 0; i < 4; ++i)
+      p[j][i] = own + g + 8 * (i >> 1) == 8 * j + 2 * t + (i & 1) && own + g + 8 * (i >> 1) < K ? level : 0.f;
+  if (from)
+#pragma unroll
+    for (int j = 0; j < TILES; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = own + g + 8 * (i >> 1), column = 8 * j + 2 * t + (i & 1);
+        p[j][i] = row < K && column < K ? load_fresh(from + row * K + column) : 0.f;
+      }
 
   Channels coming = load_keys(keys + (long long)key_token * G * K, key_column, key_token < length);
   store_key(s.key[0], key_token, key_column, coming);
@@ -135,8 +142,8 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
 #pragma unroll
     for (int i = 0; i < 4; ++i) gains[n][i] = y[n][i] = w[n][i] = ahead[n][i] = 0.f;
 
-  float *kept = checkpoint + ((long long)first_chunk * H + head) * K * K;
-  int due = steps_a_chunk ? 0 : -1;  // steps until P is kept again; -1 is never
+  float *kept = s.run.kept;
+  int due = kept ? quiet : -1;  // steps until P is kept (again); -1 is never
   // Steps -2 and -1 write nothing (W is zero): they prepare the first two.
   for (int n = -2; n < steps; ++n) {
     const float *now = s.key[(n + BUFFERS) % BUFFERS], *next = s.key[(n + 1 + BUFFERS) % BUFFERS];
@@ -175,7 +182,7 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
         p[j][i] = keep * p[j][i] + (i >> 1 == (j & 1) && here ? (i & 1 ? uneven : even) : 0.f);
     }
     begin_update(p, w, s, g, t);
-    if (n >= 0) {
+    if (n >= quiet) {
       const long long at = ((start + 16 * n) * H + head) * K + own;
       const int live = length - 16 * n;
       if (KEY_KIND == 0 && low) store_pairs((unsigned short *)gain + at, low + at, gains, live, H * K, own, g, t);
@@ -222,6 +229,6 @@ DEVICE void matrix_warp(Shared &s, const KEY *k, const float *initial, float *ga
     publish();
   }
 
-  store_rows(final + (long long)bh * K * K, p, own + g, 2 * t);
+  store_rows(s.run.to, p, own + g, 2 * t);
 }
 

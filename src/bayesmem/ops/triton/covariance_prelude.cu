@@ -28,6 +28,11 @@ DEVICE float as_float(unsigned x) { return __uint_as_float(x); }
 DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 DEVICE void sync_warp() { __syncwarp(); }
+// Between blocks: what was written before is there for others, what others wrote is read where it is, and a count.
+DEVICE void fence_device() { __threadfence(); }
+DEVICE float load_fresh(const float *at) { return __ldcg(at); }
+DEVICE int load_fresh(const int *at) { return __ldcg(at); }
+DEVICE int add_one(int *count) { return atomicAdd(count, 1); }
 // All meet in sync_all. In meet only the matrix warps wait; the others say that they pass, and end it before the next.
 // Barriers by number: 1 all, 2 the meeting of the matrix warps, 4 the factor warp's X for them, 5 the gate warp's base for it.
 #if CLUSTER > 1

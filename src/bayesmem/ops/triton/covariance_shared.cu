@@ -68,6 +68,20 @@ DEVICE int key_at(int token, int channel) { return token * KEY_ROW + channel; }
 DEVICE int write_at(int channel, int token) { return channel * WIDE_ROW + token; }
 #endif
 
+// How a chain is cut (covariance_cuts.cu).
+struct Cuts {
+  int warm, own, many;  // tokens a segment warms up on, tokens of its own (the first has both), segments
+  float level;          // a guess of the covariance: so much of the identity
+};
+
+// What a block filters at once: tokens from `start`, of which the first `warm` leave nothing but the covariance after them.
+struct Run {
+  long long start;
+  const float *from;         // the covariance before them; none: the guess
+  float *kept, *to;          // where that after `warm` goes, if it does, and that after all
+  int length, warm, segment;
+};
+
 struct Shared {
   float key[BUFFERS][KEY_SIZE];
   float write[WRITE_SIZE];             // W^T, its large halves
@@ -84,6 +98,9 @@ struct Shared {
   float fresh[16 * WIDE_ROW];          // (R_s/R_j) c_j
   float since[16], left_over[16], factor[2][16];  // R_s, R_C/R_s, (R_C/R_s) sqrt(D_s)
   float step[2][4];                    // R_C^2, c_C
+  Run run;
+  Cuts cuts;
+  int told[4];
 };
 
 struct Split { unsigned hi, lo; };
