@@ -93,7 +93,8 @@ class Stages:
     def run_chain(self, tuning: Tuning | None) -> tuple[Chained, Tensor]:
         """The covariance's chain, all of what it makes."""
         states = (self.log_retention, *self.covariance[2:], None)
-        return chain(self.prepared, None, *states, self.spans, PAIRS, tuning)
+        evidence = (self.k, self.process_noise, self.obs_noise, self.floor)
+        return chain(self.prepared, None, *states, evidence, self.spans, PAIRS, tuning)
 
     def run(self, stage: str, tuning: Tuning | None) -> Any:
         """What a stage makes, so far as all its settings make the same."""

@@ -16,7 +16,11 @@ template <typename... Types, size_t... I> static void call(void (*run)(Types...)
 template <typename... Types> static void call(void (*run)(Types...)) { call(run, std::index_sequence_for<Types...>()); }
 
 static void kernel() {
+#if MEND
+  call(covariance_chain_mend);
+#else
   call(covariance_chain);
+#endif
 }
 
 extern "C" void launch(void *const *arguments, int blocks) {

@@ -2,6 +2,7 @@
 
 import ctypes
 import subprocess
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,34 +14,42 @@ from bayesmem.ops.triton import covariance_chain_cuda as chain_cuda
 from bayesmem.ops.triton import cuda_source
 from bayesmem.ops.triton.covariance_chain_cuda import RENEW, TOKENS
 from bayesmem.ops.triton.covariance_config import chain_config
+from bayesmem.ops.triton.covariance_cuts import cut_room
 from bayesmem.ops.triton.spans import Spans, spans_of
 from ops.triton.emulation import COMPILER, HERE
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == chain_cuda.CAPABILITY
 PAIRS = 3e-5  # relative: what pairs are wrong by, 2^-17 a product, over a few chunks
+GATES = ("process_noise", "obs_noise", "floor")
 NAMES = ("sent", "met", "trace", "overlap", "d_initial")
 
 
-def run(folder: Path, key_dim: int, chains: int, args: list[Tensor | int]) -> None:
-    """The kernel on this GPU, or every thread a fiber."""
+def run(folder: Path, key_dim: int, chains: int, segments: int, args: list[Tensor | int]) -> None:
+    """The kernels on this GPU, or every thread a fiber."""
     if HOPPER:
         launch = chain_cuda.cuda_chain(key_dim, TOKENS, "bf16x3", DEVICE)
         assert launch is not None
-        launch(chains, args)
+        launch(chains, segments, args)
         return
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    files = ("cuda_on_cpu.h", "chain_on_cpu.h", "covariance_chain.cu", "chain_on_cpu_main.h")
-    parts = (cuda_source.HERE / file if file.endswith(".cu") else HERE / file for file in files)
-    defines = chain_cuda.settings(key_dim) | {"WARPGROUPS": 0}
-    library = folder / "chain.so"
+    slots = [x if isinstance(x, int) else x.data_ptr() for x in (*args, segments)]
+    for mend in range(1 if segments == 1 else 2):
+        emulated = compiled(folder, key_dim, mend)
+        assert emulated.shared_size() == chain_cuda.shared_bytes(key_dim), "shared_bytes and struct Shared differ"
+        emulated.launch((ctypes.c_void_p * len(slots))(*slots), chains if mend else chains * segments)
+
+
+@lru_cache
+def compiled(folder: Path, key_dim: int, mend: int) -> ctypes.CDLL:
+    own = [cuda_source.HERE / file for file in chain_cuda.SOURCES]
+    parts = [HERE / "cuda_on_cpu.h", HERE / "chain_on_cpu.h", *own, HERE / "chain_on_cpu_main.h"]
+    defines = chain_cuda.settings(key_dim) | {"WARPGROUPS": 0, "MEND": mend}
+    library = folder / f"chain_{key_dim}_{mend}.so"
     options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-", "-o", str(library)]
     options += [f"-D{key}={value}" for key, value in defines.items()]
     subprocess.run([COMPILER, *options], input="\n".join(p.read_text() for p in parts).encode(), check=True)
-    emulated = ctypes.CDLL(str(library))
-    assert emulated.shared_size() == chain_cuda.shared_bytes(key_dim), "shared_bytes and struct Shared differ"
-    slots = [x if isinstance(x, int) else x.data_ptr() for x in args]
-    emulated.launch((ctypes.c_void_p * len(slots))(*slots), chains)
+    return ctypes.CDLL(str(library))
 
 
 def pair(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,6 +74,10 @@ def inputs(spans: Spans, heads: int, key_dim: int, reset: bool) -> dict[str, Ten
         "checkpoints": normal(chunks, heads, key_dim, key_dim),
         "final_cov": normal(sequences, heads, key_dim, key_dim),
         "d_initial": normal(sequences, heads, key_dim, key_dim),
+        "k": normal(tokens, 1, key_dim) / key_dim**0.5,
+        "process_noise": 0.1 * normal(tokens, heads).abs(),
+        "obs_noise": 0.1 + normal(tokens, heads).abs(),
+        "floor": torch.zeros(heads),
     }
     if reset:
         x["log_retention"][torch.rand(tokens, heads, generator=source) < 0.3] = -60.0
@@ -109,6 +122,38 @@ def reference(x: dict[str, Tensor], spans: Spans, renew: int) -> dict[str, Tenso
     return made | {"d_initial": torch.stack(ends)}
 
 
+def check(
+    folder: Path, x: dict[str, Tensor], bounds: tuple[int, ...], segments: int = 1, d_final: bool = True
+) -> Tensor:
+    """Held to the equations; what the kernels counted, where chains were cut."""
+    if DEVICE.type == "cuda" and not HOPPER:
+        pytest.skip("this GPU has no kernel of its own")
+    here, spans = (spans_of(bounds, TOKENS, device) for device in (torch.device("cpu"), DEVICE))
+    heads, key_dim = x["gain"].shape[1:]
+    assert chain_config(x["final_cov"], "bf16x3", None)["RENEW"] == RENEW
+    expected = reference(x | ({} if d_final else {"d_initial": 0 * x["d_initial"]}), here, RENEW)
+    given = [*pair(x["gain"]), x["alpha"], *pair(x["read"]), x["log_retention"], x["to_end"]]
+    given += [x["checkpoints"], x["final_cov"], x["k"].bfloat16(), *(x[name] for name in GATES)]
+    given = [y.to(DEVICE) for y in (*given, x["d_initial"] if d_final else x["d_initial"].new_empty(0))]
+    sent = [torch.full(given[3].mT.shape, torch.nan, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
+    rest = [torch.full_like(expected[name], torch.nan, dtype=torch.float32, device=DEVICE) for name in NAMES[1:]]
+    chains = spans.sequences * heads
+    edge, count = cut_room(given[9], chains, segments)
+    edge.fill_(torch.nan)
+    places = [spans.seq_start, spans.chunk_first, heads, x["k"].shape[1]]
+    run(folder, key_dim, chains, segments, [*given, *sent, *rest, edge, count, *places])
+    high, low, *found = (y.double().cpu() for y in (*sent, *rest))
+    for name, y in zip(NAMES, (high + low, *found), strict=True):
+        assert torch.equal(y.isnan(), expected[name].isnan()), name
+        wrong, whole = ((y - z).nan_to_num().norm() for z in (expected[name], 0 * y))
+        assert wrong <= PAIRS * whole, (name, wrong / whole)
+    return count.cpu()
+
+
+def joined(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sum(lengths[:i]) for i in range(len(lengths) + 1))
+
+
 @pytest.mark.parametrize(
     ("key_dim", "lengths", "heads", "reset"),
     [
@@ -117,25 +162,24 @@ def reference(x: dict[str, Tensor], spans: Spans, renew: int) -> dict[str, Tenso
         (64, (3, TOKENS, 2 * TOKENS + 5), 2, True),
     ],
 )
-def test_it_is_the_recurrence_in_float64(tmp_path, key_dim, lengths, heads, reset):
-    if DEVICE.type == "cuda" and not HOPPER:
-        pytest.skip("this GPU has no kernel of its own")
-    bounds = tuple(sum(lengths[:i]) for i in range(len(lengths) + 1))
-    spans = spans_of(bounds, TOKENS, DEVICE)
+def test_it_is_the_recurrence_in_float64(tmp_path_factory, key_dim, lengths, heads, reset):
+    bounds = joined(lengths)
     x = inputs(spans_of(bounds, TOKENS, torch.device("cpu")), heads, key_dim, reset)
-    assert chain_config(x["final_cov"], "bf16x3", None)["RENEW"] == RENEW
-    expected = reference(x, spans_of(bounds, TOKENS, torch.device("cpu")), RENEW)
-    given = [*pair(x["gain"]), x["alpha"], *pair(x["read"]), x["log_retention"], x["to_end"]]
-    given = [y.to(DEVICE) for y in (*given, x["checkpoints"], x["final_cov"])]
-    sent = [torch.full(given[3].mT.shape, torch.nan, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
-    rest = [torch.full_like(expected[name], torch.nan, dtype=torch.float32, device=DEVICE) for name in NAMES[1:4]]
-    made = [*sent, *rest, x["d_initial"].to(DEVICE)]
-    run(tmp_path, key_dim, len(lengths) * heads, [*given, *made, spans.seq_start, spans.chunk_first, heads])
-    high, low, *found = (y.double().cpu() for y in made)
-    for name, y in zip(NAMES, (high + low, *found), strict=True):
-        assert torch.equal(y.isnan(), expected[name].isnan()), name
-        wrong = (y - expected[name]).nan_to_num().norm() / expected[name].nan_to_num().norm()
-        assert wrong <= PAIRS, (name, wrong)
+    check(tmp_path_factory.getbasetemp(), x, bounds, d_final=len(lengths) < 3)
+
+
+@pytest.mark.parametrize("agree", [True, False])
+def test_segments_are_the_recurrence_in_float64(tmp_path_factory, agree):
+    """A chain forgets as soon as was estimated, or later than that; beside it one too short to be cut."""
+    lengths = (12 * TOKENS + 5, 2 * TOKENS)
+    bounds = joined(lengths)
+    x = inputs(spans_of(bounds, TOKENS, torch.device("cpu")), 2, 64, False)
+    if agree:
+        x["to_end"] *= 1e-4  # R_C of chunks
+    count = check(tmp_path_factory.getbasetemp(), x, bounds, segments=3).view(2, 2, -1)
+    agreed, done, mended = count[..., 3:5], count[..., -2], count[..., -1]
+    assert done.tolist() == [[3, 3], [0, 0]] and mended.any() != agree
+    assert agreed[0].tolist() == [[int(agree)] * 2] * 2
 
 
 def test_what_it_leaves_to_the_others():

@@ -98,11 +98,12 @@ def covariance_backward(
     gradients = (dgain, dinnovation_var, dvar)
     prepared = prepare(k, q, gain, innovation_var, log_retention, *gradients, spans, prec, tuning)
     segments = backward_segments(final_cov, spans, prec, tuning)
-    states = (checkpoints, final_cov, d_final_cov)
+    states, evidence = (checkpoints, final_cov, d_final_cov), (k, process_noise, obs_noise, floor)
     if segments is None:
-        chained, d_initial_cov = chain(prepared, dvar, log_retention, *states, spans, prec, tuning)
+        chained, d_initial_cov = chain(prepared, dvar, log_retention, *states, evidence, spans, prec, tuning)
     else:
-        chained, d_initial_cov = _chain_in_segments(prepared, dvar, log_retention, *states, segments, prec, tuning)
+        cut = (evidence, segments, prec, tuning)
+        chained, d_initial_cov = _chain_in_segments(prepared, dvar, log_retention, *states, *cut)
         spans = segments.spans
     gates = (log_retention, process_noise, obs_noise, floor)
     known = (var, checkpoints, prepared, chained)
@@ -117,6 +118,7 @@ def _chain_in_segments(
     checkpoints: Float[Tensor, "NC H K K"],
     final_cov: Float[Tensor, "S H K K"],
     d_final_cov: Float[Tensor, "S H K K"] | None,
+    evidence: tuple[Tensor, Tensor, Tensor, Tensor],
     segments: Segments,
     prec: str,
     tuning: Tuning | None,
@@ -126,11 +128,11 @@ def _chain_in_segments(
     after = spans.chunk_first[1:].long().clamp(max=len(checkpoints) - 1)
     ends = checkpoints[after]
     ends[segments.last] = final_cov
-    _, gathered = chain(prepared, dvar, log_retention, checkpoints, ends, None, spans, prec, tuning)
+    _, gathered = chain(prepared, dvar, log_retention, checkpoints, ends, None, evidence, spans, prec, tuning)
     transition, _ = transitions(
         prepared.gain, prepared.read, log_retention, prepared.to_end, None, segments.length, spans, prec, tuning
     )
     d_final = None if d_final_cov is None else symmetric(d_final_cov)
     leaves = leaving(gathered, transition, d_final, segments, both=True)
-    chained, d_initial = chain(prepared, dvar, log_retention, checkpoints, ends, leaves, spans, prec, tuning)
+    chained, d_initial = chain(prepared, dvar, log_retention, checkpoints, ends, leaves, evidence, spans, prec, tuning)
     return chained, d_initial[segments.first]

@@ -35,6 +35,8 @@ struct Shared {
   float alpha[KDIM][ALPHA_ROW];
   float after[TOKENS];       // e
   float part[THREADS / 32];  // of an overlap, by warp
+  Cuts cuts;
+  int told[4];               // of one thread to all
 };
 
 // Where an eighth of a swizzled row lies.
@@ -131,26 +133,64 @@ DEVICE void fetch_alpha(Shared &s, const Chunk &now, const float *alpha) {
   for (int i = 0; i < KDIM / step; ++i) copy(&s.alpha[first + i * step][4 * quad], from + 4 * THREADS * i, true);
 }
 
-GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float *alpha, const HALF *read_high,
-                        const HALF *read_low, const float *log_retention, const float *to_end, const float *checkpoints,
-                        const float *final_cov, HALF *sent_high, HALF *sent_low, float *met, float *trace,
-                        float *overlap, float *d_initial, const int *seq_start, const int *chunk_first, int H) {
+// Lambda to memory.
+DEVICE void keep_square(float *to, const float lam[TILES][4], int row, int t) {
+#pragma unroll
+  for (int j = 0; j < TILES; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[(row + 8 * (i >> 1)) * KDIM + 8 * j + 2 * t + (i & 1)] = lam[j][i];
+}
+
+// Whether a segment began with what the one before it left: by the root of the mean square, since a gradient's diagonal says
+// nothing of its size. 2^-34 is the square of what pairs of bfloat16 are rounded to.
+DEVICE bool agree(Shared &s, const float *begun, const float *left) {
+  float apart = 0.f, whole = 0.f;
+#pragma unroll 4
+  for (int i = THREAD; i < KDIM * KDIM; i += THREADS) {
+    const float x = load_fresh(begun + i), y = load_fresh(left + i);
+    apart += (x - y) * (x - y), whole += y * y;
+  }
+  apart = 32.f * mean_of(apart), whole = 32.f * mean_of(whole);
+  if (THREAD % 32 == 0) s.part[THREAD / 32] = apart, s.after[THREAD / 32] = whole;
+  sync_all();
+  apart = whole = 0.f;
+  for (int i = 0; i < THREADS / 32; ++i) apart += s.part[i], whole += s.after[i];
+  return agreed_by_all(s.told, apart <= 5.8208e-11f * whole);  // no NaN agrees
+}
+
+#if MEND
+GLOBAL covariance_chain_mend(
+#else
+GLOBAL covariance_chain(
+#endif
+    const HALF *gain_high, const HALF *gain_low, const float *alpha, const HALF *read_high, const HALF *read_low,
+    const float *log_retention, const float *to_end, const float *checkpoints, const float *final_cov, const HALF *k,
+    const float *process_noise, const float *obs_noise, const float *floor, const float *d_final, HALF *sent_high,
+    HALF *sent_low, float *met, float *trace, float *overlap, float *d_initial, float *edge, int *counted,
+    const int *seq_start, const int *chunk_first, int H, int G, int segments) {
   SHARED_MEMORY(Shared, s);
   const int warp = THREAD / 32, lane = THREAD % 32, g = lane / 4, t = lane % 4, group = warp / 4;
   const int own = 16 * warp, row = own + g;        // channels: rows of Lambda, N, Z
   const int tile = lane >> 3, line = lane & 7;     // of four tiles that a warp stores, whose place this lane tells
   const int token = 16 * (warp % 4) + g;           // rows of S
-  const int sequence = BLOCK / H, head = BLOCK % H;
+  const int chain = MEND ? BLOCK : BLOCK / segments, sequence = chain / H, head = chain % H;
   const int begin = seq_start[sequence], end = seq_start[sequence + 1];
   const int chunk_begin = chunk_first[sequence], count = chunk_first[sequence + 1] - chunk_begin;
   const HALF *const gain[2] = {gain_high, gain_low}, *const read[2] = {read_high, read_low};
-  float *state = d_initial + (long long)BLOCK * KDIM * KDIM;
-
-  float lam[TILES][4];
-#pragma unroll
-  for (int j = 0; j < TILES; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) lam[j][i] = state[(row + 8 * (i >> 1)) * KDIM + 8 * j + 2 * t + (i & 1)];
+  int *const counts = counts_of(counted, chain, segments);
+  int segment = MEND ? left_to_mend(counts, segments) : BLOCK % segments;  // counted from the end, as chunks are below
+  if (MEND && segment == 0) return;
+  if (THREAD < 32) {
+    const long long gates = (long long)begin * H + head;
+    const Cuts cuts = cuts_of(k + ((long long)begin * G + head / (H / G)) * KDIM, log_retention + gates, process_noise + gates,
+                              obs_noise + gates, floor[head], end - begin, segments, TOKENS, H, G * KDIM);
+    if (THREAD == 0) s.cuts = cuts;
+  }
+  sync_all();
+  if (segment >= s.cuts.many) return;
+  // What segments left, and what they began with, one after the other.
+  const int square = KDIM * KDIM;
+  float *const edges = edge + 2ll * chain * segments * square, *const state = d_initial + (long long)chain * square;
 
   const auto chunk_at = [&](int back) {
     const int local = count - 1 - back;
@@ -160,23 +200,36 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     c.live = end - (int)c.first;
     return c;
   };
+  do {
+  const int warm = segment && !MEND ? s.cuts.warm / TOKENS : 0, whole = s.cuts.own / TOKENS + (MEND ? 0 : s.cuts.warm / TOKENS);
+  const int first = segment * (s.cuts.own / TOKENS) + (MEND ? s.cuts.warm / TOKENS : 0);
+  const int stop = first + whole < count ? first + whole : count;
+  const float *const from = MEND ? edges + 2 * (segment - 1) * square : segment ? nullptr : d_final ? d_final + (long long)chain * square : nullptr;
+  float lam[TILES][4];
+  clear<TILES>(lam);
+  if (from)
+#pragma unroll
+    for (int j = 0; j < TILES; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) lam[j][i] = load_fresh(from + (row + 8 * (i >> 1)) * KDIM + 8 * j + 2 * t + (i & 1));
+
   // Of the chunk after the one that is worked on: e of one token a thread, and what makes R_C.
   float e = 1.f, retention = 0.f, left = 1.f;
   const auto gates = [&](const Chunk &c) {
     e = THREAD < TOKENS && THREAD < c.live ? to_end[(c.first + THREAD) * H + head] : 1.f;
     retention = log_retention[c.first * H + head], left = to_end[c.first * H + head];
   };
-  if (count > 0) {
-    const Chunk c = chunk_at(0);
-    fetch_read(s, 0, c, read);
+  if (first < stop) {
+    const Chunk c = chunk_at(first);
+    fetch_read(s, first & 1, c, read);
     fetch_gain(s, c, gain, head, H);
     fetch_alpha(s, c, alpha);
     gates(c);
   }
 
-  for (int back = 0; back < count; ++back) {
+  for (int back = first; back < stop; ++back) {
     const int buffer = back & 1;
-    const bool more = back + 1 < count;
+    const bool more = back + 1 < stop, loud = back >= first + warm;
     const Chunk now = chunk_at(back), next = chunk_at(more ? back + 1 : back);
     const float kept = exponential(retention) * left;
     if (THREAD < TOKENS) s.after[THREAD] = e;
@@ -184,12 +237,13 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     fence_for_groups();
     sync_all();  // this chunk is there
 
+    if (warm && back == first + warm) keep_square(edges + (2 * segment + 1) * square, lam, row, t);
     // The diagonal: rows own + g and own + g + 8 lie in tiles 2 warp and 2 warp + 1.
 #pragma unroll
     for (int j = 0; j < TILES; ++j)
-      if (j >> 1 == warp && g >> 1 == t) trace[now.at * KDIM + row + 8 * (j & 1)] = g & 1 ? lam[j][2 * (j & 1) + 1] : lam[j][2 * (j & 1)];
-    if (back % RENEW == 0) {
-      const float *cov = back ? checkpoints + (now.at + H) * KDIM * KDIM : final_cov + (long long)BLOCK * KDIM * KDIM;
+      if (loud && j >> 1 == warp && g >> 1 == t) trace[now.at * KDIM + row + 8 * (j & 1)] = g & 1 ? lam[j][2 * (j & 1) + 1] : lam[j][2 * (j & 1)];
+    if (loud && back % RENEW == 0) {
+      const float *cov = back ? checkpoints + (now.at + H) * KDIM * KDIM : final_cov + (long long)chain * square;
       float sum = 0.f;
 #pragma unroll
       for (int j = 0; j < TILES; ++j) {
@@ -234,7 +288,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     }
     fence_for_groups();
     sync_all();  // N is there, and nobody reads alpha any more
-    if (back % RENEW == 0 && THREAD == 0) {
+    if (loud && back % RENEW == 0 && THREAD == 0) {
       float sum = 0.f;
 #pragma unroll
       for (int w = 0; w < THREADS / 32; ++w) sum += s.part[w];
@@ -251,6 +305,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
       pair_product<WIDTH>(sum, gain_at(s, c),
                           Operand{&s.sent[0][c][8 * WIDTH * group], &s.sent[1][c][8 * WIDTH * group], TOKEN_PLANE});
     group_commit();
+    if (loud)
 #pragma unroll
     for (int i = THREAD; i < THREAD + TOKENS * TILES; i += THREADS) {
       const int at = 8 * (i / TILES), plane = i % TILES;
@@ -279,6 +334,7 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     group_commit();
     if (more) fetch_alpha(s, next, alpha);
     float *met_at = met + now.at * TOKENS * TOKENS + token * TOKENS + WIDTH * group + 2 * t;
+    if (loud)
 #pragma unroll
     for (int j = 0; j < WIDTH / 8; ++j)
       store2(met_at + 8 * j, sum[j][0], sum[j][1]), store2(met_at + 8 * TOKENS + 8 * j, sum[j][2], sum[j][3]);
@@ -318,20 +374,21 @@ GLOBAL covariance_chain(const HALF *gain_high, const HALF *gain_low, const float
     finish<TILES>(lam);
   }
 
-  // What leaves is symmetric: each entry with its mirror image, by way of memory.
+  if (segment < s.cuts.many - 1) {
+    keep_square(edges + 2 * segment * square, lam, row, t);
+  } else {  // what leaves is symmetric: each entry with its mirror image, by way of memory
+    keep_square(state, lam, row, t);
+    sync_all();
 #pragma unroll
-  for (int j = 0; j < TILES; ++j)
+    for (int j = 0; j < TILES; ++j)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) state[(row + 8 * (i >> 1)) * KDIM + 8 * j + 2 * t + (i & 1)] = lam[j][i];
-  sync_all();
-#pragma unroll
-  for (int j = 0; j < TILES; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      lam[j][i] = .5f * (lam[j][i] + state[(8 * j + 2 * t + (i & 1)) * KDIM + row + 8 * (i >> 1)]);
-  sync_all();
-#pragma unroll
-  for (int j = 0; j < TILES; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) state[(row + 8 * (i >> 1)) * KDIM + 8 * j + 2 * t + (i & 1)] = lam[j][i];
+      for (int i = 0; i < 4; ++i)
+        lam[j][i] = .5f * (lam[j][i] + state[(8 * j + 2 * t + (i & 1)) * KDIM + row + 8 * (i >> 1)]);
+    sync_all();
+    keep_square(state, lam, row, t);
+  }
+  if (s.cuts.many == 1) break;
+  segment = to_mend(s.told, counts, segments, segment, s.cuts.many - 1,
+                    [&](int cut) { return agree(s, edges + (2 * cut + 3) * square, edges + 2 * cut * square); });
+  } while (MEND && segment);
 }

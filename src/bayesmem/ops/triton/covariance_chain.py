@@ -24,6 +24,7 @@ from bayesmem.ops.step import symmetric
 from bayesmem.ops.triton.covariance_chain_cuda import cuda_chain
 from bayesmem.ops.triton.covariance_chain_tiled import tiled_chain_kernel
 from bayesmem.ops.triton.covariance_config import chain_config
+from bayesmem.ops.triton.covariance_cuts import cut_room, side_by_side
 from bayesmem.ops.triton.covariance_prepare import Prepared
 from bayesmem.ops.triton.covariance_products import Pair, pair_product, product, split, transposed
 from bayesmem.ops.triton.covariance_tiles import (
@@ -36,6 +37,8 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_matrix,
     store_token_pair,
 )
+from bayesmem.ops.triton.cuda_launch import aligned
+from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
@@ -144,17 +147,19 @@ def chain(
     checkpoints: Float[Tensor, "NC H K K"],
     final_cov: Float[Tensor, "S H K K"],
     d_final_cov: Float[Tensor, "S H K K"] | None,
+    evidence: tuple[Tensor, Tensor, Tensor, Tensor],
     spans: Spans,
     prec: str,
     tuning: Tuning | None,
 ) -> tuple[Chained, Float[Tensor, "S H K K"]]:
     """Launch one of the three kernels: what is left for the tokens, and the gradient of the initial covariance.
 
-    ``prepared.alpha`` may be overwritten.
+    ``prepared.alpha`` may be overwritten. ``evidence`` is keys, process noise, observation noise and floor: what tells
+    how soon a chain forgets, and so whether it is cut into segments (covariance_cuts.cu).
     """
     heads, key_dim = final_cov.shape[1], final_cov.shape[-1]
     config = chain_config(final_cov, prec, tuning)
-    d_initial_cov = torch.zeros_like(final_cov) if d_final_cov is None else symmetric(d_final_cov)
+    start = None if d_final_cov is None else symmetric(d_final_cov).contiguous()
     high, low = prepared.read
     sent = (high.new_empty(high.mT.shape), None if low is None else low.new_empty(low.mT.shape))
     trace, overlap = final_cov.new_empty(spans.chunks, heads, key_dim), final_cov.new_empty(spans.chunks, heads)
@@ -164,10 +169,15 @@ def chain(
     if dvar is None and "chain" not in (tuning or {}):
         in_cuda = cuda_chain(key_dim, spans.chunk_size, prec, final_cov.device)
     if in_cuda is not None:
-        given = (*prepared.gain, prepared.alpha, *prepared.read, log_retention, prepared.to_end, checkpoints, final_cov)
-        made = (*sent, chained.met, trace, overlap, d_initial_cov)
-        in_cuda(spans.sequences * heads, (*given, *made, spans.seq_start, spans.chunk_first, heads))
-        return chained, d_initial_cov
+        made, chains = torch.empty_like(final_cov), spans.sequences * heads
+        k = aligned(evidence[0])
+        room = cut_room(k, chains, side_by_side(spans, heads, limits(k.device).processors))
+        known = (*prepared.gain, prepared.alpha, *prepared.read, log_retention, prepared.to_end, checkpoints, final_cov)
+        given = (*known, k, *evidence[1:], trace.new_empty(0) if start is None else start)
+        places = (spans.seq_start, spans.chunk_first, heads, k.shape[1])
+        in_cuda(chains, room[0].shape[1], (*given, *sent, chained.met, trace, overlap, made, *room, *places))
+        return chained, made
+    d_initial_cov = torch.zeros_like(final_cov) if start is None else start
     kernel = chain_kernel if config["BK"] >= key_dim else tiled_chain_kernel
     kernel[(spans.sequences, heads)](
         *prepared.gain,

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from bayesmem.ops.triton.covariance_cuts import cut_room
 from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.cuda_source import compiled
 from bayesmem.ops.triton.device import limits
@@ -21,7 +21,6 @@ GROUP_SIZES = ((64, 1), (128, 1), (256, 4))  # padded key dims and clusters whos
 # registers, one does (1.06 and 1.56 ms for 256 chains; benchmarks/records/covariance_steps.jsonl).
 GROUP_CHOSEN = ((128, 1), (256, 4))
 WHOLE_KEY_DIM, MAX_KEY_DIM = 128, 256  # what the registers of one multiprocessor hold, and of a cluster of four
-LEAST_SEGMENT = 256  # tokens below which a chain is not cut further
 
 
 def settings(key_dim: int, dtype: torch.dtype, cluster: int, groups: bool = False) -> dict[str, int]:
@@ -52,7 +51,8 @@ def machine(chosen: Mapping[str, int]) -> tuple[str, ...]:
 def sources(chosen: Mapping[str, int]) -> tuple[str, ...]:
     """Files of the kernel, in order, that follow those of the machine."""
     products = "covariance_warpgroups.cu" if chosen["WARPGROUPS"] else "covariance_warps.cu"
-    return ("covariance_shared.cu", products, "covariance_matrix.cu", "covariance_cuts.cu", "covariance_forward.cu")
+    before = ("covariance_keys.cu", "covariance_cuts.cu", "covariance_shared.cu", products)
+    return (*before, "covariance_matrix.cu", "covariance_runs.cu", "covariance_forward.cu")
 
 
 def cluster_size(key_dim: int) -> int:
@@ -118,21 +118,6 @@ def _chosen_cluster(key_dim: int, dtype: torch.dtype, device: torch.device) -> i
     return None if _kernel(key_dim, dtype, cluster, device.index) is None else cluster
 
 
-def side_by_side(spans: Spans, heads: int, processors: int, cluster: int) -> int:
-    """Segments that every chain may be cut into (covariance_cuts.cu), so that all of them run at once."""
-    longest = max(stop - start for start, stop in pairwise(spans.bounds))
-    most = min(processors // (spans.sequences * heads), longest // LEAST_SEGMENT)
-    return most if cluster == 1 and most > 1 else 1
-
-
-def cut_room(k: Tensor, chains: int, segments: int) -> tuple[Tensor, Tensor]:
-    """Room for the covariances at both ends of every segment, and what blocks count, which begins as zero."""
-    if segments == 1:
-        return k.new_empty(0, 1, dtype=torch.float32), k.new_empty(0, dtype=torch.int32)
-    edge = k.new_empty(chains, segments, 2, k.shape[-1], k.shape[-1], dtype=torch.float32)
-    return edge, k.new_zeros(chains, 2 * segments + 2, dtype=torch.int32)
-
-
 def cuda_forward(
     cluster: int,
     k: Tensor,
@@ -151,7 +136,7 @@ def cuda_forward(
 ) -> None:
     """Launch the kernel over a piece, ``cluster`` blocks a (sequence, head).
 
-    With ``room`` of ``cut_room`` the first piece may take whole sequences, in segments, and leave nothing to the others.
+    With ``room`` of ``cut_room`` the first piece may take whole sequences, in segments, and leave nothing to others.
     ``gain`` and the last three tensors are filled (if not empty); ``final_cov`` may be ``initial_cov``. Gains are a
     pair of keys of bfloat16 alone.
     """

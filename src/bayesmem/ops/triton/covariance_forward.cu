@@ -288,25 +288,28 @@ GLOBAL covariance_forward(
   SHARED_MEMORY(Shared, s);
   if (CLUSTER > 1) sync_all();  // all blocks have begun: their shared memory is there
   const int chain = MEND ? BLOCK : BLOCK / CLUSTER / segments, sequence = chain / H, head = chain % H;
-  int *const counts = count + chain * (2 * segments + 2), *const mended = counts + 2 * segments + 1;
-  int segment = MEND ? load_fresh(mended) : BLOCK / CLUSTER % segments;
+  int *const counts = counts_of(count, chain, segments);
+  int segment = MEND ? left_to_mend(counts, segments) : BLOCK / CLUSTER % segments;
   if (MEND && segment == 0) return;
-  const long long whole = seq_start[sequence], square = K * K;
-  const int key_head = head / (H / G), unit = 16 * (steps_a_chunk ? steps_a_chunk : 4);
-  const int all = seq_start[sequence + 1] - (int)whole;
-  const Cuts cuts = cuts_of(k + (whole * G + key_head) * K, log_retention + whole * H + head, process_noise + whole * H + head,
-                            obs_noise + whole * H + head, floor[head], all, segments, unit, H, G * K);
-  if (segment >= cuts.many || (cuts.many > 1 && begin)) return;
-  if (THREAD == 0) s.cuts = cuts;
+  const long long whole = seq_start[sequence], gates = whole * H + head, square = K * K;
+  const int all = seq_start[sequence + 1] - (int)whole, key_head = head / (H / G);
+  if (THREAD < 32) {
+    const int unit = 16 * (steps_a_chunk ? steps_a_chunk : 4);
+    const Cuts cuts = cuts_of(k + (whole * G + key_head) * K, log_retention + gates, process_noise + gates,
+                              obs_noise + gates, floor[head], all, segments, unit, H, G * K);
+    if (THREAD == 0) s.cuts = cuts;
+  }
+  sync_all();
+  const bool cut = s.cuts.many > 1;
+  if (segment >= s.cuts.many || (cut && begin)) return;
   // Of a sequence that is not cut `most` tokens from `begin`, a multiple of a chunk.
-  const int remaining = all - begin, length = cuts.many > 1 ? all : remaining < 0 ? 0 : remaining < most ? remaining : most;
-  const long long start = whole + begin;
+  const int remaining = all - begin, length = cut ? all : remaining < 0 ? 0 : remaining < most ? remaining : most;
   const int chunk = chunk_first[sequence] + (steps_a_chunk ? begin / (16 * steps_a_chunk) : 0);
   const Places at = {checkpoint + ((long long)chunk * H + head) * square, edge + 2 * chain * segments * square,
                      steps_a_chunk, H * K * K};
   do {
     if (THREAD == 0)
-      set_run(s.run, s.cuts, at, segment, MEND, start, length, initial + chain * square, final + chain * square);
+      set_run(s.run, s.cuts, at, segment, whole + begin, length, initial + chain * square, final + chain * square);
     sync_all();
     const long long own = s.run.start * H + head;
     if (THREAD < 32 * OWN_WARPS)
@@ -316,8 +319,8 @@ GLOBAL covariance_forward(
     else
       factor_warp(s, innovation_var + own, s.run.length, s.run.warm, H);
     if (CLUSTER > 1 || s.cuts.many == 1) break;
-    segment = to_mend(s, at, counts, segments);
+    segment = to_mend(s.told, counts, segments, s.run.segment, s.cuts.many - 1,
+                      [&](int cut) { return agree(s.told, at, s.cuts, cut); });
   } while (MEND && segment);
-  if (!MEND && CLUSTER == 1 && segment && THREAD == 0 && s.cuts.many > 1) *mended = segment;
   if (CLUSTER > 1) sync_all();  // and is, until none writes into it any more
 }

@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bayesmem.ops.triton.covariance_cuda import chosen_cluster, cuda_forward, cut_room, side_by_side
+from bayesmem.ops.triton.covariance_cuda import chosen_cluster, cuda_forward
+from bayesmem.ops.triton.covariance_cuts import cut_room, side_by_side
 from bayesmem.ops.triton.covariance_products import Pair, rounded_pair
 from bayesmem.ops.triton.cuda_launch import aligned
 from bayesmem.ops.triton.device import limits
@@ -192,7 +193,7 @@ def covariance_launcher(
     cluster = chosen_cluster(k) if cuda is True else int(cuda)
     if cluster:
         final, k = torch.empty_like(initial_cov, memory_format=torch.contiguous_format), aligned(k)
-        segments = side_by_side(spans, heads, limits(k.device).processors, cluster)
+        segments = side_by_side(spans, heads, limits(k.device).processors) if cluster == 1 else 1
         room = cut_room(k, spans.sequences * heads, segments)
 
         def launch_cuda(piece: Piece) -> None:

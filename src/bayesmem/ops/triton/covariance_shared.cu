@@ -68,12 +68,6 @@ DEVICE int key_at(int token, int channel) { return token * KEY_ROW + channel; }
 DEVICE int write_at(int channel, int token) { return channel * WIDE_ROW + token; }
 #endif
 
-// How a chain is cut (covariance_cuts.cu).
-struct Cuts {
-  int warm, own, many;  // tokens a segment warms up on, tokens of its own (the first has both), segments
-  float level;          // a guess of the covariance: so much of the identity
-};
-
 // What a block filters at once: tokens from `start`, of which the first `warm` leave nothing but the covariance after them.
 struct Run {
   long long start;
@@ -100,7 +94,7 @@ struct Shared {
   float step[2][4];                    // R_C^2, c_C
   Run run;
   Cuts cuts;
-  int told[4];
+  int told[4];                         // of one thread to all
 };
 
 struct Split { unsigned hi, lo; };
@@ -179,42 +173,6 @@ DEVICE void share2(float *at, float x, float y) {
 #pragma unroll
   for (int rank = 0; rank < CLUSTER; ++rank) store2(peer(at, rank), x, y);
 }
-
-// Eight channels of one key, as they lie in memory; zero beyond the end of the sequence or of the key.
-#if KEY_KIND == 2
-struct Channels { float x[8]; };
-DEVICE Channels load_keys(const KEY *row, int column, bool inside) {
-  Channels c;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) c.x[i] = inside && column + i < K ? row[column + i] : 0.f;
-  return c;
-}
-DEVICE void as_floats(float *x, const Channels &c) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = c.x[i];
-}
-#else
-struct Channels { unsigned word[4]; };
-DEVICE Channels load_keys(const KEY *row, int column, bool inside) {
-  Channels c;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) c.word[i] = 0u;
-  if (!inside || column >= K) return c;
-  if ((K & 7) == 0) {
-    const uint4 raw = *(const uint4 *)(row + column);
-    c.word[0] = raw.x, c.word[1] = raw.y, c.word[2] = raw.z, c.word[3] = raw.w;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (column + i < K) c.word[i >> 1] |= (unsigned)row[column + i] << 16 * (i & 1);
-  }
-  return c;
-}
-DEVICE void as_floats(float *x, const Channels &c) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) x[i] = widen(c.word[i >> 1] >> 16 * (i & 1) & 0xffffu);
-}
-#endif
 
 // P out to memory: rows `row` and `row + 8`, columns `column + 8 j` and the next.
 DEVICE void store_rows(float *to, const float p[TILES][4], int row, int column) {
