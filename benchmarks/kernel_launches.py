@@ -142,8 +142,7 @@ def segmented(dtype: torch.dtype, key_dim: int, value_dim: int, chunk: int) -> N
     """Sequences cut into segments, as long ones of few heads are."""
     cuts = (chunk, 2)
     with (
-        patch.object(covariance_segments, "FORWARD_CUTS", cuts),
-        patch.object(covariance_segments, "BACKWARD_CUTS", cuts),
+        patch.object(covariance_segments, "CUTS", cuts),
         patch.object(mean_chain, "CUTS", cuts),
     ):
         length = 4 * chunk

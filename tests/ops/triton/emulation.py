@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.triton import covariance_cuda, cuda_source
+from bayesmem.ops.triton.covariance_cuts import cut_room
 from bayesmem.ops.triton.covariance_products import Pair
-from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
+from bayesmem.ops.triton.spans import Spans
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-POINTERS, SIZES = 15, ("H", "G", "steps_a_chunk", "begin", "most", "segments")
+POINTERS, SIZES = 15, ("H", "G", "steps_a_chunk", "segments")
 
 
 class Arguments(ctypes.Structure):
@@ -50,7 +51,6 @@ def emulated_forward(
     spans: Spans,
     cluster: int = 1,
     together: bool = False,
-    pieces: tuple[Piece, ...] = (WHOLE,),
     halved: bool = False,
     keep: bool = True,
     segments: int = 1,
@@ -70,15 +70,13 @@ def emulated_forward(
     )
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans.seq_start, spans.chunk_first)
     second = low if low is not None else gain if halved else gain.new_empty(0)
-    room = covariance_cuda.cut_room(k, spans.sequences * heads, segments)
-    tensors = [x.contiguous() for x in (*given, gain, second, *outputs, *room)]
+    chains = spans.sequences * heads
+    tensors = [x.contiguous() for x in (*given, gain, second, *outputs, *cut_room(k, chains, segments))]
     expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster, together))
-    for piece in pieces:
-        sizes = (heads, groups, spans.chunk_size // 16 if keep else 0, *piece.tokens(spans), segments)
-        for mend in (False, True)[: 1 if segments == 1 or piece.begin else 2]:
-            library = compiled(folder, key_dim, k.dtype, cluster, together, mend)
-            assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
-            blocks = spans.sequences * heads * (1 if mend else segments)
-            library.launch(ctypes.byref(Arguments(*(x.data_ptr() for x in tensors), *sizes)), blocks)
-        tensors[5] = outputs[-1]  # the next piece goes on from there
+    sizes = (heads, groups, spans.chunk_size // 16 if keep else 0, segments)
+    for mend in (False, True)[: 1 if segments == 1 else 2]:
+        library = compiled(folder, key_dim, k.dtype, cluster, together, mend)
+        assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
+        arguments = Arguments(*(x.data_ptr() for x in tensors), *sizes)
+        library.launch(ctypes.byref(arguments), chains * (1 if mend else segments))
     return (gain, low), *outputs

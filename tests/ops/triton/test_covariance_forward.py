@@ -9,10 +9,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bayesmem.ops.covariance_pass import covariance_pass
+from bayesmem.ops.triton import covariance_cuda
 from bayesmem.ops.triton.covariance_cuda import chosen_settings, settings, shared_bytes
-from bayesmem.ops.triton.covariance_forward import covariance_forward, covariance_launcher
+from bayesmem.ops.triton.covariance_cuts import cut_room, side_by_side
+from bayesmem.ops.triton.covariance_forward import covariance_forward
 from bayesmem.ops.triton.device import Device
-from bayesmem.ops.triton.spans import pieces_of, spans_of
+from bayesmem.ops.triton.spans import spans_of
+from ops.triton import emulation
 from ops.triton.emulation import emulated_forward
 
 GPU = torch.cuda.is_available()
@@ -108,23 +111,65 @@ def test_forward_is_the_chunk_form(tmp_path_factory, way, lengths, heads, groups
         assert error < TOLERANCE, f"{name}: {error:.2e}"
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_piece_by_piece_is_the_chunk_form(tmp_path_factory, way):
-    """Sequences that end in the first piece, at its end, and after it."""
-    lengths = (1, CHUNK, CHUNK + 1, 0, 3 * CHUNK + 5)
-    x = inputs(lengths, 2, 1, 24, torch.float32, "mixed")
-    spans = spans_of(tuple(torch.tensor([0, *lengths]).cumsum(0).tolist()), CHUNK, DEVICE)
-    pieces = pieces_of(spans, 3)
-    assert len(pieces) == 2
-    if way != "triton" and not GPU:
-        found = emulated_forward(tmp_path_factory.getbasetemp(), **x, spans=spans, cluster=way, pieces=pieces)
+def cut(x: dict[str, Tensor], spans, segments: int, folder, monkeypatch, **given) -> tuple[tuple, Tensor]:
+    """Chains cut into segments at most, and what the kernels counted of them."""
+    rooms = []
+
+    def room(*sizes):
+        rooms.append(cut_room(*sizes))
+        return rooms[-1]
+
+    monkeypatch.setattr(covariance_cuda if GPU else emulation, "cut_room", room)
+    monkeypatch.setattr("bayesmem.ops.triton.covariance_forward.side_by_side", lambda *_: segments)
+    if GPU:
+        found = covariance_forward(**x, spans=spans, cuda=1, keep=given.get("keep", True))
     else:
-        launch, found = covariance_launcher(**x, spans=spans, cuda=False if way == "triton" else way, keep=True)
-        for piece in pieces:
-            launch(piece)
-    for name, actual, expected in zip(NAMES, wide(found), reference(x, lengths), strict=True):
-        error = (actual.double() - expected).norm() / expected.norm()
+        found = emulated_forward(folder, **x, spans=spans, segments=segments, **given)
+    return found, rooms[-1][1].cpu()
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda" and torch.version.cuda is None, reason="CUDA's kernel alone is cut")
+@pytest.mark.parametrize("keep", [True, False], ids=["kept", "passing"])
+@pytest.mark.parametrize("kind", ["mixed", "late", "static"])
+def test_segments_are_the_chunk_form(tmp_path_factory, monkeypatch, kind, keep):
+    """Chains that forget as soon as is estimated, later (so that they are mended), and never (which are not cut)."""
+    lengths, key_dim = (500, 40, 0, 333), 24
+    x = inputs(lengths, 2, 1, key_dim, torch.bfloat16, "mixed" if kind == "late" else kind)
+    if kind == "late":
+        for name in ("log_retention", "process_noise"):
+            x[name][200:460] = 0
+    spans = spans_of((0, 500, 540, 540, 873), CHUNK, DEVICE)
+    found, count = cut(x, spans, 4, tmp_path_factory.getbasetemp(), monkeypatch, keep=keep)
+    agreed, done, mended = (y.view(4, 2, -1) for y in (count[:, 4:7], count[:, 8:9], count[:, 9:]))
+    if kind == "static":
+        assert not count.any()
+    else:
+        assert done[0].min() >= 3 and not done[1:3].any() and done[3].min() >= 2
+        assert mended.any() == (kind == "late") and agreed[3].any()
+        assert kind == "late" or (agreed[0].sum() == (done[0] - 1).sum() and agreed[3].sum() == (done[3] - 1).sum())
+    expected = reference(x, lengths)
+    pairs = [*zip(NAMES, wide(found), expected, strict=True)]
+    for name, actual, wanted in pairs if keep else [*pairs[:2], pairs[3]]:
+        error = (actual.double() - wanted).norm() / wanted.norm()
         assert error < TOLERANCE, f"{name}: {error:.2e}"
+
+
+def test_nan_does_not_pass_for_agreement(tmp_path, monkeypatch):
+    """What a segment makes of a guess is not what follows a token that is not a number."""
+    x = inputs((500,), 1, 1, 16, torch.bfloat16, "mixed")
+    x["process_noise"][20] = torch.nan
+    found, count = cut(x, spans_of((0, 500), CHUNK, DEVICE), 4, tmp_path, monkeypatch)
+    assert count[0, 9] == 1 and wide(found)[0][20:].isnan().all()
+
+
+def test_chains_are_cut_to_fill_the_processors():
+    def most(bounds: tuple[int, ...], heads: int) -> int:
+        return side_by_side(spans_of(bounds, 64, torch.device("cpu")), heads, 132)
+
+    assert most((0, 4096), 8) == 16 and most((0, 4096, 8192), 8) == 8
+    assert most((0, 1024), 8) == 4  # none shorter than it need be
+    assert most((0, 100, 65536), 1) == 66
+    assert most((0, 65536), 132) == most((0, 65536), 67) == most((0, 100), 1) == most((0, 0), 1) == 1
 
 
 @pytest.mark.skipif(GPU, reason="there the cases above take these products where the GPU has them")

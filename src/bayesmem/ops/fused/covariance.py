@@ -7,22 +7,10 @@ from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import chunk_count, grouped, pairs_of, spans_at, whole
 from bayesmem.ops.triton.covariance_backward import covariance_backward
 from bayesmem.ops.triton.covariance_forward import covariance_forward
-from bayesmem.ops.triton.covariance_products import Pair
-from bayesmem.ops.triton.covariance_segments import forward_segments, segmented_forward
 from bayesmem.ops.triton.spans import Spans
 from bayesmem.ops.triton.variance import variance_forward
 
 Gates = tuple[Tensor, Tensor, Tensor, Tensor]  # log retention, process noise, observation noise, floor
-
-
-def dense_covariance(
-    k: Tensor, gates: Gates, initial_cov: Tensor, spans: Spans, keep: bool, halved: bool = False
-) -> tuple[Pair, Tensor, Tensor, Tensor]:
-    """``covariance_forward``, in segments where they are faster."""
-    segments = forward_segments(k, gates[0].shape[1], spans)
-    if segments is None:
-        return covariance_forward(k, *gates, initial_cov, spans, keep=keep, halved=halved)
-    return segmented_forward(k, *gates, initial_cov, spans, segments, keep=keep, halved=halved)
 
 
 def predictive_var(
@@ -70,8 +58,8 @@ def covariance_op(
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     gates = (log_retention, process_noise, obs_noise, floor)
-    (gain, _), innovation_var, checkpoints, final_cov = dense_covariance(
-        k, gates, initial_cov, spans, keep or q is not None
+    (gain, _), innovation_var, checkpoints, final_cov = covariance_forward(
+        k, *gates, initial_cov, spans, keep=keep or q is not None
     )
     var = predictive_var(q, gain, innovation_var, checkpoints, gates, spans)
     return gain, innovation_var, final_cov, var, checkpoints

@@ -6,16 +6,14 @@ It gives what ``covariance_op`` and ``mean_op`` give one after the other; togeth
 import torch
 from torch import Tensor
 
-from bayesmem.ops.fused.covariance import covariance_op, dense_covariance, predictive_var
+from bayesmem.ops.fused.covariance import covariance_op, predictive_var
 from bayesmem.ops.fused.mean import mean_op, returned
 from bayesmem.ops.fused.operator import operator
 from bayesmem.ops.fused.tables import grouped, pairs_of, precision_of, spans_at, whole
 from bayesmem.ops.triton.covariance_backward import covariance_backward
-from bayesmem.ops.triton.covariance_segments import forward_segments
+from bayesmem.ops.triton.covariance_forward import covariance_forward
 from bayesmem.ops.triton.mean_backward import mean_backward
-from bayesmem.ops.triton.mean_chain import mean_segments
 from bayesmem.ops.triton.mean_forward import mean_forward
-from bayesmem.ops.triton.pipeline import parts_of, pipelined_forward
 
 
 @operator("bayesmem::filter_pass")
@@ -80,17 +78,11 @@ def filter_op(
         every chunk, and the last six of ``mean_op``.
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
-    heads, gates = v.shape[1], (log_retention, process_noise, obs_noise, floor)
+    gates = (log_retention, process_noise, obs_noise, floor)
     kept, halved, prec = keep or want_var, _halved(k, want_var), precision_of(q)
-    parts = parts_of(k, heads, spans)
-    if parts == 1 or forward_segments(k, heads, spans) or mean_segments(k, heads, spans):
-        covariance = dense_covariance(k, gates, initial_cov, spans, kept, halved)
-        mean = mean_forward(q, k, v, covariance[0][0], log_decay, initial_mean, spans, want_energy, prec)
-    else:
-        covariance, mean = pipelined_forward(
-            q, k, v, log_decay, gates, initial_mean, initial_cov, spans, kept, halved, want_energy, prec, parts
-        )
+    covariance = covariance_forward(k, *gates, initial_cov, spans, keep=kept, halved=halved)
     (gain, low), innovation_var, checkpoints, final_cov = covariance
+    mean = mean_forward(q, k, v, gain, log_decay, initial_mean, spans, want_energy, prec)
     var = predictive_var(q if want_var else None, gain, innovation_var, checkpoints, gates, spans)
     o, energy, final_mean, *saved = returned(mean, gain)
     low = gain.new_empty(0) if low is None else low

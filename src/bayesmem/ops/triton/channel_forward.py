@@ -136,7 +136,6 @@ def channel_forward(
         innovation,
         means,
         o,
-        None,
         spans.seq_start,
         spans.chunk_seq,
         spans.chunk_first,

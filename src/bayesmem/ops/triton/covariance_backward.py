@@ -17,16 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bayesmem.ops.step import symmetric
-from bayesmem.ops.triton.carry import leaving
-from bayesmem.ops.triton.covariance_chain import Chained, chain
-from bayesmem.ops.triton.covariance_prepare import Prepared, prepare
+from bayesmem.ops.triton.covariance_chain import chain, chain_in_cuda
+from bayesmem.ops.triton.covariance_prepare import prepare
 from bayesmem.ops.triton.covariance_products import Pair
-from bayesmem.ops.triton.covariance_segments import backward_segments
+from bayesmem.ops.triton.covariance_segments import chain_segments, segmented_chain
 from bayesmem.ops.triton.covariance_tokens import tokens
-from bayesmem.ops.triton.covariance_transition import transitions
 from bayesmem.ops.triton.mean_config import Tuning
-from bayesmem.ops.triton.segments import Segments
 from bayesmem.ops.triton.spans import Spans
 from bayesmem.ops.triton.variance import posterior_times
 
@@ -97,42 +93,16 @@ def covariance_backward(
         dvar = torch.where(var > 0, dvar, 0)  # it was cut there
     gradients = (dgain, dinnovation_var, dvar)
     prepared = prepare(k, q, gain, innovation_var, log_retention, *gradients, spans, prec, tuning)
-    segments = backward_segments(final_cov, spans, prec, tuning)
-    states, evidence = (checkpoints, final_cov, d_final_cov), (k, process_noise, obs_noise, floor)
+    evidence = (k, process_noise, obs_noise, floor)
+    given = (prepared, dvar, log_retention, checkpoints, final_cov, d_final_cov, evidence)
+    in_cuda = chain_in_cuda(final_cov, dvar, spans, prec, tuning)
+    segments = None if in_cuda else chain_segments(final_cov, spans, prec, tuning)
     if segments is None:
-        chained, d_initial_cov = chain(prepared, dvar, log_retention, *states, evidence, spans, prec, tuning)
+        chained, d_initial_cov = chain(*given, spans, prec, tuning)
     else:
-        cut = (evidence, segments, prec, tuning)
-        chained, d_initial_cov = _chain_in_segments(prepared, dvar, log_retention, *states, *cut)
+        chained, d_initial_cov = segmented_chain(*given, segments, prec, tuning)
         spans = segments.spans
     gates = (log_retention, process_noise, obs_noise, floor)
     known = (var, checkpoints, prepared, chained)
     made = tokens(k, q, innovation_var, gates, gradients, *known, spans, prec, tuning, dk)
     return made.k, dq, made.log_retention, made.process_noise, made.obs_noise, made.floor.sum(0), d_initial_cov
-
-
-def _chain_in_segments(
-    prepared: Prepared,
-    dvar: Float[Tensor, "N H"] | None,
-    log_retention: Float[Tensor, "N H"],
-    checkpoints: Float[Tensor, "NC H K K"],
-    final_cov: Float[Tensor, "S H K K"],
-    d_final_cov: Float[Tensor, "S H K K"] | None,
-    evidence: tuple[Tensor, Tensor, Tensor, Tensor],
-    segments: Segments,
-    prec: str,
-    tuning: Tuning | None,
-) -> tuple[Chained, Float[Tensor, "S H K K"]]:
-    """As ``chain``: once from zero to learn what every segment gathers, once from what then leaves it."""
-    spans = segments.spans
-    after = spans.chunk_first[1:].long().clamp(max=len(checkpoints) - 1)
-    ends = checkpoints[after]
-    ends[segments.last] = final_cov
-    _, gathered = chain(prepared, dvar, log_retention, checkpoints, ends, None, evidence, spans, prec, tuning)
-    transition, _ = transitions(
-        prepared.gain, prepared.read, log_retention, prepared.to_end, None, segments.length, spans, prec, tuning
-    )
-    d_final = None if d_final_cov is None else symmetric(d_final_cov)
-    leaves = leaving(gathered, transition, d_final, segments, both=True)
-    chained, d_initial = chain(prepared, dvar, log_retention, checkpoints, ends, leaves, evidence, spans, prec, tuning)
-    return chained, d_initial[segments.first]

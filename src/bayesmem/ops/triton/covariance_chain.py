@@ -11,6 +11,7 @@ Channels are the rows of all tiles, so that there is a row for every thread, whe
 a kernel of its own (``covariance_chain_cuda``) for 16-bit streams without gradients of the predictive variance.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import no_type_check
 
@@ -140,6 +141,15 @@ def chain_kernel(
     store_matrix(own, 0.5 * (lam + tl.trans(lam)), 0, 0, K, BK, BK)
 
 
+def chain_in_cuda(
+    final_cov: Tensor, dvar: Tensor | None, spans: Spans, prec: str, tuning: Tuning | None
+) -> Callable[..., None] | None:
+    """What launches the CUDA kernel, or ``None`` where a Triton one is to do it."""
+    if dvar is not None or "chain" in (tuning or {}):
+        return None
+    return cuda_chain(final_cov.shape[-1], spans.chunk_size, prec, final_cov.device)
+
+
 def chain(
     prepared: Prepared,
     dvar: Float[Tensor, "N H"] | None,
@@ -165,17 +175,15 @@ def chain(
     trace, overlap = final_cov.new_empty(spans.chunks, heads, key_dim), final_cov.new_empty(spans.chunks, heads)
     began = None if prec == "bf16x3" else torch.empty_like(overlap)
     chained = Chained(sent, torch.empty_like(prepared.solve), trace, overlap, config["RENEW"], began)
-    in_cuda = None
-    if dvar is None and "chain" not in (tuning or {}):
-        in_cuda = cuda_chain(key_dim, spans.chunk_size, prec, final_cov.device)
-    if in_cuda is not None:
+    if in_cuda := chain_in_cuda(final_cov, dvar, spans, prec, tuning):
         made, chains = torch.empty_like(final_cov), spans.sequences * heads
         k = aligned(evidence[0])
-        room = cut_room(k, chains, side_by_side(spans, heads, limits(k.device).processors))
+        segments = side_by_side(spans, heads, limits(k.device).processors)
+        room = cut_room(k, chains, segments)
         known = (*prepared.gain, prepared.alpha, *prepared.read, log_retention, prepared.to_end, checkpoints, final_cov)
         given = (*known, k, *evidence[1:], trace.new_empty(0) if start is None else start)
         places = (spans.seq_start, spans.chunk_first, heads, k.shape[1])
-        in_cuda(chains, room[0].shape[1], (*given, *sent, chained.met, trace, overlap, made, *room, *places))
+        in_cuda(chains, segments, (*given, *sent, chained.met, trace, overlap, made, *room, *places))
         return chained, made
     d_initial_cov = torch.zeros_like(final_cov) if start is None else start
     kernel = chain_kernel if config["BK"] >= key_dim else tiled_chain_kernel

@@ -71,7 +71,7 @@ def cuda_chain(key_dim: int, chunk: int, prec: str, device: torch.device) -> Cal
         if segments > 1:
             mend = _kernel(key_dim, device.index, True)
             if mend is None:
-                raise RuntimeError("the CUDA kernel that joins segments did not compile where the one that cuts did")
+                raise RuntimeError("the CUDA kernel that mends segments did not compile where the one that cuts did")
             mend(grid=(chains, 1, 1), args=(*args, segments), **shared)
 
     return launch

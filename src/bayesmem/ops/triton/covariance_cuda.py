@@ -10,7 +10,7 @@ from bayesmem.ops.triton.covariance_cuts import cut_room
 from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.cuda_source import compiled
 from bayesmem.ops.triton.device import limits
-from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
+from bayesmem.ops.triton.spans import Spans
 
 KEY_KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 LEAST_CAPABILITY = (8, 0)  # TF32 tensor cores
@@ -120,6 +120,7 @@ def _chosen_cluster(key_dim: int, dtype: torch.dtype, device: torch.device) -> i
 
 def cuda_forward(
     cluster: int,
+    segments: int,
     k: Tensor,
     log_retention: Tensor,
     process_noise: Tensor,
@@ -131,31 +132,27 @@ def cuda_forward(
     innovation_var: Tensor,
     checkpoints: Tensor,
     final_cov: Tensor,
-    piece: Piece = WHOLE,
-    room: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Launch the kernel over a piece, ``cluster`` blocks a (sequence, head).
+    """Launch the kernel, ``cluster`` blocks a (sequence, head), or with one block so many segments of it at most.
 
-    With ``room`` of ``cut_room`` the first piece may take whole sequences, in segments, and leave nothing to others.
-    ``gain`` and the last three tensors are filled (if not empty); ``final_cov`` may be ``initial_cov``. Gains are a
-    pair of keys of bfloat16 alone.
+    ``gain`` and the last three tensors are filled (if not empty). Gains are a pair of keys of bfloat16 alone.
     """
     (_, groups, key_dim), heads = k.shape, log_retention.shape[1]
-    start = initial_cov.contiguous()
-    tensors = [k, log_retention, process_noise, obs_noise, floor, start, spans.seq_start, spans.chunk_first]
+    tensors = [k, log_retention, process_noise, obs_noise, floor, initial_cov.contiguous()]
     high, low = gain
     if low is None:  # the kernel is told of high halves alone by their own address, of float32 by none
         low = high if high.dtype == torch.bfloat16 else high.new_empty(0)
     chains = spans.sequences * heads
-    edge, counts = room or cut_room(k, chains, 1)
-    segments = edge.shape[1]
-    outputs = [high, low, innovation_var, checkpoints, final_cov, edge, counts]
-    sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0)
-    args = [*tensors, *outputs, *sizes, *piece.tokens(spans), segments]
-    for mend in (False, True)[: 1 if segments == 1 or piece.begin else 2]:
+    outputs = [high, low, innovation_var, checkpoints, final_cov, *cut_room(k, chains, segments)]
+    sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0, segments)
+    for mend in (False, True)[: 1 if segments == 1 else 2]:
         found = _kernel(key_dim, k.dtype, cluster, k.device.index, mend)
         if found is None:
-            raise RuntimeError("the CUDA kernel that joins segments did not compile where the one that cuts did")
+            raise RuntimeError("the CUDA kernel that mends segments did not compile where the one that cuts did")
         kernel, threads, shared = found
-        blocks = chains if mend else chains * segments * cluster
-        kernel(grid=(blocks, 1, 1), block=(threads, 1, 1), args=args, shared_mem=shared)
+        kernel(
+            grid=(chains * (1 if mend else segments * cluster), 1, 1),
+            block=(threads, 1, 1),
+            args=[*tensors, spans.seq_start, spans.chunk_first, *outputs, *sizes],
+            shared_mem=shared,
+        )

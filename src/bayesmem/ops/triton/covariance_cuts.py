@@ -19,9 +19,9 @@ def side_by_side(spans: Spans, heads: int, processors: int) -> int:
 def cut_room(k: Tensor, chains: int, segments: int) -> tuple[Tensor, Tensor]:
     """Room for what every segment began with and left, and what blocks count, which begins as zero.
 
-    Both are empty for one segment; ``shape[1]`` of the first is how many there are.
+    Both are empty for one segment.
     """
     if segments == 1:
-        return k.new_empty(0, 1, dtype=torch.float32), k.new_empty(0, dtype=torch.int32)
+        return k.new_empty(0, dtype=torch.float32), k.new_empty(0, dtype=torch.int32)
     edge = k.new_empty(chains, segments, 2, k.shape[-1], k.shape[-1], dtype=torch.float32)
     return edge, k.new_zeros(chains, 2 * segments + 2, dtype=torch.int32)

@@ -284,32 +284,28 @@ GLOBAL covariance_forward(
     const KEY *k, const float *log_retention, const float *process_noise, const float *obs_noise, const float *floor,
     const float *initial, const int *seq_start, const int *chunk_first, float *gain, unsigned short *gain_low,
     float *innovation_var, float *checkpoint, float *final, float *edge, int *count, int H, int G, int steps_a_chunk,
-    int begin, int most, int segments) {
+    int segments) {
   SHARED_MEMORY(Shared, s);
   if (CLUSTER > 1) sync_all();  // all blocks have begun: their shared memory is there
   const int chain = MEND ? BLOCK : BLOCK / CLUSTER / segments, sequence = chain / H, head = chain % H;
   int *const counts = counts_of(count, chain, segments);
   int segment = MEND ? left_to_mend(counts, segments) : BLOCK / CLUSTER % segments;
   if (MEND && segment == 0) return;
-  const long long whole = seq_start[sequence], gates = whole * H + head, square = K * K;
-  const int all = seq_start[sequence + 1] - (int)whole, key_head = head / (H / G);
+  const long long start = seq_start[sequence], gates = start * H + head, square = K * K;
+  const int length = seq_start[sequence + 1] - (int)start, key_head = head / (H / G);
   if (THREAD < 32) {
     const int unit = 16 * (steps_a_chunk ? steps_a_chunk : 4);
-    const Cuts cuts = cuts_of(k + (whole * G + key_head) * K, log_retention + gates, process_noise + gates,
-                              obs_noise + gates, floor[head], all, segments, unit, H, G * K);
+    const Cuts cuts = cuts_of(k + (start * G + key_head) * K, log_retention + gates, process_noise + gates,
+                              obs_noise + gates, floor[head], length, segments, unit, H, G * K);
     if (THREAD == 0) s.cuts = cuts;
   }
   sync_all();
-  const bool cut = s.cuts.many > 1;
-  if (segment >= s.cuts.many || (cut && begin)) return;
-  // Of a sequence that is not cut `most` tokens from `begin`, a multiple of a chunk.
-  const int remaining = all - begin, length = cut ? all : remaining < 0 ? 0 : remaining < most ? remaining : most;
-  const int chunk = chunk_first[sequence] + (steps_a_chunk ? begin / (16 * steps_a_chunk) : 0);
-  const Places at = {checkpoint + ((long long)chunk * H + head) * square, edge + 2 * chain * segments * square,
+  if (segment >= s.cuts.many) return;
+  const Places at = {checkpoint + ((long long)chunk_first[sequence] * H + head) * square, edge + 2 * chain * segments * square,
                      steps_a_chunk, H * K * K};
   do {
     if (THREAD == 0)
-      set_run(s.run, s.cuts, at, segment, whole + begin, length, initial + chain * square, final + chain * square);
+      set_run(s.run, s.cuts, at, segment, start, length, initial + chain * square, final + chain * square);
     sync_all();
     const long long own = s.run.start * H + head;
     if (THREAD < 32 * OWN_WARPS)

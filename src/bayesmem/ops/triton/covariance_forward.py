@@ -11,7 +11,6 @@ P stays in device memory (``final``, updated in place) and is visited in blocks 
 as wanted. ``covariance_cuda`` does the same with P in registers, on NVIDIA GPUs, many times faster.
 """
 
-from collections.abc import Callable
 from typing import no_type_check
 
 import torch
@@ -20,13 +19,13 @@ import triton.language as tl
 from torch import Tensor
 
 from bayesmem.ops.triton.covariance_cuda import chosen_cluster, cuda_forward
-from bayesmem.ops.triton.covariance_cuts import cut_room, side_by_side
+from bayesmem.ops.triton.covariance_cuts import side_by_side
 from bayesmem.ops.triton.covariance_products import Pair, rounded_pair
 from bayesmem.ops.triton.cuda_launch import aligned
 from bayesmem.ops.triton.device import limits
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
 from bayesmem.ops.triton.sizes import power_of_two
-from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
+from bayesmem.ops.triton.spans import Spans
 
 STEP = 16  # tokens factorised at once
 
@@ -48,7 +47,7 @@ def eliminate(G, index, C: tl.constexpr):
     return U, D
 
 
-@triton.jit(do_not_specialize=["begin", "most"])
+@triton.jit
 @no_type_check
 def covariance_forward_kernel(
     k_ptr,
@@ -68,24 +67,20 @@ def covariance_forward_kernel(
     G,
     K,
     steps_a_chunk,
-    begin,
-    most,
     C: tl.constexpr,
     KB: tl.constexpr,
     BN: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """Grid (S * H,), ``most`` tokens of each from ``begin``; cov [S, H, K, K], the initial one, becomes the final.
+    """Grid (S * H,); cov [S, H, K, K], the initial one, becomes the final.
 
     Gains are a pair, or where ``gain_low_ptr`` is None of the dtype of ``gain_ptr``.
     """
     pid = tl.program_id(0)
     sequence, head = pid // H, pid % H
-    start = tl.load(seq_start_ptr + sequence).to(tl.int64) + begin
-    length = tl.minimum((tl.load(seq_start_ptr + sequence + 1) - start).to(tl.int32), most)
+    start = tl.load(seq_start_ptr + sequence).to(tl.int64)
+    length = (tl.load(seq_start_ptr + sequence + 1) - start).to(tl.int32)
     first_chunk = tl.load(chunk_first_ptr + sequence).to(tl.int64)
-    if steps_a_chunk > 0:
-        first_chunk += begin // (C * steps_a_chunk)
     floor = tl.load(floor_ptr + head)
     index, channel, column = tl.arange(0, C), tl.arange(0, KB), tl.arange(0, BN)
     lower = index[:, None] >= index[None, :]
@@ -165,72 +160,6 @@ def covariance_forward_kernel(
         tl.debug_barrier()
 
 
-def covariance_launcher(
-    k: Tensor,
-    log_retention: Tensor,
-    process_noise: Tensor,
-    obs_noise: Tensor,
-    floor: Tensor,
-    initial_cov: Tensor,
-    spans: Spans,
-    cuda: bool | int = True,
-    keep: bool = True,
-    halved: bool = False,
-) -> tuple[Callable[[Piece], None], tuple[Pair, Tensor, Tensor, Tensor]]:
-    """What launches the kernel over a piece, pieces in their order, and what it fills; as of ``covariance_forward``.
-
-    The last of these, the covariance after the piece, is symmetric but for rounding.
-    """
-    if halved and k.dtype != torch.bfloat16:
-        raise ValueError(f"gains are halved for keys of bfloat16, not of {k.dtype}")
-    (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
-    high = k.new_empty(count, heads, key_dim, dtype=torch.bfloat16 if halved else torch.float32)
-    gain = high, torch.empty_like(high) if halved and keep else None
-    innovation_var = torch.empty_like(log_retention)
-    checkpoints = k.new_empty(spans.chunks if keep else 0, heads, key_dim, key_dim, dtype=torch.float32)
-    gates = (log_retention, process_noise, obs_noise, floor)
-    outputs = (gain, innovation_var, checkpoints)
-    cluster = chosen_cluster(k) if cuda is True else int(cuda)
-    if cluster:
-        final, k = torch.empty_like(initial_cov, memory_format=torch.contiguous_format), aligned(k)
-        segments = side_by_side(spans, heads, limits(k.device).processors) if cluster == 1 else 1
-        room = cut_room(k, spans.sequences * heads, segments)
-
-        def launch_cuda(piece: Piece) -> None:
-            start = final if piece.begin else initial_cov
-            cuda_forward(cluster, k, *gates, start, spans, *outputs, final, piece, room)
-
-        return launch_cuda, (*outputs, final)
-    final = initial_cov.clone(memory_format=torch.contiguous_format)
-    padded = max(16, power_of_two(key_dim))
-    scratch = k.new_empty(spans.sequences * heads, 2 * STEP, padded, dtype=torch.float32)
-
-    def launch(piece: Piece) -> None:
-        covariance_forward_kernel[(spans.sequences * heads,)](
-            k,
-            *gates,
-            spans.seq_start,
-            spans.chunk_first,
-            *gain,
-            innovation_var,
-            checkpoints,
-            final,
-            scratch,
-            heads,
-            groups,
-            key_dim,
-            spans.chunk_size // STEP if keep else 0,
-            *piece.tokens(spans),
-            STEP,
-            padded,
-            min(padded, 64),
-            "tf32x3",
-            num_warps=8 if padded > 64 else 4,
-        )
-
-    return launch, (*outputs, final)
-
-
 def covariance_forward(
     k: Tensor,
     log_retention: Tensor,
@@ -266,7 +195,42 @@ def covariance_forward(
     Raises:
         ValueError: gains of other keys are to be halved.
     """
-    given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans)
-    launch, filled = covariance_launcher(*given, cuda, keep, halved)
-    launch(WHOLE)
-    return filled
+    if halved and k.dtype != torch.bfloat16:
+        raise ValueError(f"gains are halved for keys of bfloat16, not of {k.dtype}")
+    (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
+    high = k.new_empty(count, heads, key_dim, dtype=torch.bfloat16 if halved else torch.float32)
+    gain = high, torch.empty_like(high) if halved and keep else None
+    innovation_var = torch.empty_like(log_retention)
+    checkpoints = k.new_empty(spans.chunks if keep else 0, heads, key_dim, key_dim, dtype=torch.float32)
+    gates = (log_retention, process_noise, obs_noise, floor)
+    outputs = (gain, innovation_var, checkpoints)
+    cluster = chosen_cluster(k) if cuda is True else int(cuda)
+    if cluster:
+        final = torch.empty_like(initial_cov, memory_format=torch.contiguous_format)
+        segments = side_by_side(spans, heads, limits(k.device).processors) if cluster == 1 else 1
+        cuda_forward(cluster, segments, aligned(k), *gates, initial_cov, spans, *outputs, final)
+        return *outputs, final
+    final = initial_cov.clone(memory_format=torch.contiguous_format)
+    padded = max(16, power_of_two(key_dim))
+    scratch = k.new_empty(spans.sequences * heads, 2 * STEP, padded, dtype=torch.float32)
+    covariance_forward_kernel[(spans.sequences * heads,)](
+        k,
+        *gates,
+        spans.seq_start,
+        spans.chunk_first,
+        *gain,
+        innovation_var,
+        checkpoints,
+        final,
+        scratch,
+        heads,
+        groups,
+        key_dim,
+        spans.chunk_size // STEP if keep else 0,
+        STEP,
+        padded,
+        min(padded, 64),
+        "tf32x3",
+        num_warps=8 if padded > 64 else 4,
+    )
+    return *outputs, final

@@ -19,7 +19,7 @@ from bayesmem.ops.triton.mean_config import Tuning, chain_config
 from bayesmem.ops.triton.mean_tiles import load_rows, square_tile, state_tile, store_rows
 from bayesmem.ops.triton.segments import Segments, cut
 from bayesmem.ops.triton.sizes import block, cdiv
-from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
+from bayesmem.ops.triton.spans import Spans
 
 # Least tokens a segment, and least segments of the longest sequence, as measured (docs/notes/003-kernels.md).
 CUTS = (4096, 12)
@@ -27,7 +27,7 @@ MAX_KEY_DIM = 128
 
 
 @launched
-@triton.jit(do_not_specialize=["begin", "count"])
+@triton.jit
 @no_type_check
 def chain_kernel(
     k,
@@ -42,8 +42,6 @@ def chain_kernel(
     energy,
     seq_start,
     chunk_first,
-    begin,
-    count,
     H: tl.constexpr,
     G: tl.constexpr,
     K: tl.constexpr,
@@ -53,7 +51,7 @@ def chain_kernel(
     BV: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """One program a sequence, head and block of values, over ``count`` chunks from ``begin``.
+    """One program a sequence, head and block of values.
 
     ``energy`` is ``[N, H, V blocks]`` or None. None for ``v`` is zero, and for ``innovation`` and ``means`` that they
     are not asked for.
@@ -71,7 +69,7 @@ def chain_kernel(
         mean += tl.load(initial_mean + state_at, mask=state_live, other=0.0)
     first_row, end = tl.load(seq_start + seq).to(tl.int64), tl.load(seq_start + seq + 1)
     first, last = tl.load(chunk_first + seq), tl.load(chunk_first + seq + 1)
-    for local in range(begin, tl.minimum(last - first, begin + count)):
+    for local in range(last - first):
         at = (first + local).to(tl.int64) * H + head
         rows = first_row + local * C + i
         live = rows < end
@@ -95,66 +93,6 @@ def chain_kernel(
         g = load_rows(written, rows, live, head, 0, H, K, BK)
         mean = tl.dot(tl.trans(g), (left[:, None] * error).to(dtype), whole * mean, input_precision=PREC)
     tl.store(final_mean + state_at, mean, mask=state_live)
-
-
-def chain_tensors(
-    prepared: tuple[Tensor, Tensor, Tensor, Tensor],
-    like: Float[Tensor, "_ H V"] | Float[Tensor, "S H K V"],
-    spans: Spans,
-    tuning: Tuning | None,
-    want_energy: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """The final mean, and where asked for the squared innovations by block of values; as many values as ``like``."""
-    k, written, _, factors = prepared
-    heads, value = written.shape[1], like.shape[-1]
-    final_mean = factors.new_empty(spans.sequences, heads, k.shape[-1], value)
-    if not want_energy:
-        return final_mean, None
-    config = chain_config("chain", k, value, heads, spans, 2, tuning)
-    return final_mean, factors.new_empty(len(written), heads, cdiv(value, config["BV"]))
-
-
-def launch_chain(
-    prepared: tuple[Tensor, Tensor, Tensor, Tensor],
-    v: Float[Tensor, "N H V"] | None,
-    initial_mean: Float[Tensor, "S H K V"] | None,
-    spans: Spans,
-    prec: str,
-    tuning: Tuning | None,
-    innovation: Float[Tensor, "N H V"] | None,
-    means: Float[Tensor, "NC H K V"] | None,
-    final_mean: Float[Tensor, "S H K V"],
-    energy: Float[Tensor, "N H VB"] | None,
-    piece: Piece = WHOLE,
-) -> None:
-    """As ``chain``, over a piece and into tensors given; ``final_mean`` may be ``initial_mean``."""
-    k, written, solve, factors = prepared
-    heads, key, value = written.shape[1], k.shape[-1], final_mean.shape[-1]
-    config = chain_config("chain", k, value, heads, spans, 2, tuning)
-    chain_kernel[(spans.sequences * heads * cdiv(value, config["BV"]),)](
-        k,
-        v,
-        written,
-        solve,
-        factors,
-        initial_mean,
-        innovation,
-        means,
-        final_mean,
-        energy,
-        spans.seq_start,
-        spans.chunk_first,
-        piece.begin,
-        piece.count,
-        H=heads,
-        G=k.shape[1],
-        K=key,
-        V=value,
-        C=spans.chunk_size,
-        BK=block(key),
-        PREC=prec,
-        **config,
-    )
 
 
 def chain(
@@ -181,10 +119,36 @@ def chain(
         means: likewise.
         want_energy: whether the squared length of every innovation is asked for.
     """
+    k, written, solve, factors = prepared
     like = v if v is not None else initial_mean
     assert like is not None
-    final_mean, energy = chain_tensors(prepared, like, spans, tuning, want_energy)
-    launch_chain(prepared, v, initial_mean, spans, prec, tuning, innovation, means, final_mean, energy)
+    heads, key, value = written.shape[1], k.shape[-1], like.shape[-1]
+    config = chain_config("chain", k, value, heads, spans, 2, tuning)
+    v_blocks = cdiv(value, config["BV"])
+    final_mean = factors.new_empty(spans.sequences, heads, key, value)
+    energy = factors.new_empty(len(written), heads, v_blocks) if want_energy else None
+    chain_kernel[(spans.sequences * heads * v_blocks,)](
+        k,
+        v,
+        written,
+        solve,
+        factors,
+        initial_mean,
+        innovation,
+        means,
+        final_mean,
+        energy,
+        spans.seq_start,
+        spans.chunk_first,
+        H=heads,
+        G=k.shape[1],
+        K=key,
+        V=value,
+        C=spans.chunk_size,
+        BK=block(key),
+        PREC=prec,
+        **config,
+    )
     return final_mean, None if energy is None else energy.sum(-1)
 
 

@@ -8,7 +8,6 @@ All decays scale rows of C x V tiles, so that q, k and g enter the products as t
 works on one block of value channels a program, which never meet.
 """
 
-from collections.abc import Iterable
 from typing import no_type_check
 
 import torch
@@ -18,12 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops.triton.launched import launched
-from bayesmem.ops.triton.mean_chain import chain_tensors, launch_chain, mean_entering, mean_segments
+from bayesmem.ops.triton.mean_chain import chain, mean_entering, mean_segments
 from bayesmem.ops.triton.mean_config import Tuning, readout_config
 from bayesmem.ops.triton.mean_prepare import prepare, prepared_tensors
-from bayesmem.ops.triton.mean_tiles import load_rows, ordered, place, square_tile, state_tile, store_rows
+from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile, state_tile, store_rows
 from bayesmem.ops.triton.sizes import cdiv
-from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
+from bayesmem.ops.triton.spans import Spans
 
 
 @launched
@@ -36,7 +35,6 @@ def readout_kernel(
     innovation,
     means,
     o,
-    order,
     seq_start,
     chunk_seq,
     chunk_first,
@@ -49,10 +47,10 @@ def readout_kernel(
     BV: tl.constexpr,
     PREC: tl.constexpr,
 ):
-    """One program a chunk (of ``order``), head and block of values; without ``factors``, q holds its decays already."""
+    """One program a chunk, head and block of values; without ``factors``, q holds its decays already."""
     pid = tl.program_id(0)
     v_blocks: tl.constexpr = (V + BV - 1) // BV
-    col, at = (pid % v_blocks) * BV, ordered((pid // v_blocks).to(tl.int64), order, H)
+    col, at = (pid % v_blocks) * BV, (pid // v_blocks).to(tl.int64)
     chunk, head = at // H, at % H
     rows, live = place(chunk, seq_start, chunk_seq, chunk_first, C)
     kept = tl.zeros([C, BV], tl.float32)
@@ -78,7 +76,6 @@ def mean_forward(
     want_energy: bool,
     prec: str,
     tuning: Tuning | None = None,
-    pieces: Iterable[Piece] = (WHOLE,),
 ) -> tuple[Float[Tensor, "N H V"], Float[Tensor, "N H"] | None, Float[Tensor, "S H K V"], tuple[Tensor, ...]]:
     """Write every innovation along its gain and read out after each write.
 
@@ -93,8 +90,6 @@ def mean_forward(
         want_energy: whether the squared length of every innovation is asked for.
         prec: ``input_precision`` of products of float32 streams.
         tuning: block sizes, warps and stages put over the defaults, by kernel: prepare, chain, readout.
-        pieces: launched one after the other, each as soon as it is given; several where sequences are too short for
-            segments.
 
     Returns:
         Outputs in the dtype of the streams; energies and the final mean in float32; and what ``mean_backward``
@@ -108,17 +103,13 @@ def mean_forward(
     prepared = (k, written, solve, factors)
     segments = mean_segments(k, v.shape[1], spans)
     ends = spans if segments is None else segments.spans
-    final_mean, energy = chain_tensors(prepared, v, ends, tuning, want_energy)
-    for piece in pieces:
-        prepare(q, k, gain, log_decay, made, spans, prec, tuning, piece)
-        if segments is not None:
-            initial_mean = mean_entering(prepared, v, initial_mean, segments, prec, tuning)
-        start = final_mean if piece.begin else initial_mean
-        launch_chain(prepared, v, start, ends, prec, tuning, innovation, means, final_mean, energy, piece)
-        _read_out(q, scores, factors, innovation, means, o, spans, prec, tuning, piece)
+    prepare(q, k, gain, log_decay, made, spans, prec, tuning)
+    if segments is not None:
+        initial_mean = mean_entering(prepared, v, initial_mean, segments, prec, tuning)
+    final_mean, energy = chain(prepared, v, initial_mean, ends, prec, tuning, innovation, means, want_energy)
+    _read_out(q, scores, factors, innovation, means, o, spans, prec, tuning)
     if segments is not None:
         final_mean = final_mean[segments.last]
-    energy = None if energy is None else energy.sum(-1)
     return o, energy, final_mean, (written, solve, scores, factors, innovation, means)
 
 
@@ -132,18 +123,16 @@ def _read_out(
     spans: Spans,
     prec: str,
     tuning: Tuning | None,
-    piece: Piece,
 ) -> None:
     (heads, value), (groups, key) = o.shape[1:], q.shape[1:]
     config = readout_config(q, value, tuning)
-    readout_kernel[(piece.chunks(spans) * heads * cdiv(value, config["BV"]),)](
+    readout_kernel[(spans.chunks * heads * cdiv(value, config["BV"]),)](
         q,
         scores,
         factors,
         innovation,
         means,
         o,
-        piece.order,
         spans.seq_start,
         spans.chunk_seq,
         spans.chunk_first,

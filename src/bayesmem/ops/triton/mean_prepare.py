@@ -21,9 +21,9 @@ from torch import Tensor
 
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning, prepare_config
-from bayesmem.ops.triton.mean_tiles import load_rows, ordered, place, square_tile, store_rows
+from bayesmem.ops.triton.mean_tiles import load_rows, place, square_tile, store_rows
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
-from bayesmem.ops.triton.spans import WHOLE, Piece, Spans
+from bayesmem.ops.triton.spans import Spans
 
 
 @triton.jit
@@ -51,7 +51,6 @@ def prepare_kernel(
     solve,
     scores,
     factors,
-    order,
     seq_start,
     chunk_seq,
     chunk_first,
@@ -64,8 +63,8 @@ def prepare_kernel(
     PREC: tl.constexpr,
     SOLVE_PREC: tl.constexpr,
 ):
-    """One program a chunk (of ``order``) and head; ``written``, the gain in the dtype of k, is None where it has it."""
-    at = ordered(tl.program_id(0).to(tl.int64), order, H)
+    """One program a chunk and head; ``written``, the gain in the dtype of k, is None where it has it."""
+    at = tl.program_id(0).to(tl.int64)
     chunk, head = at // H, at % H
     rows, live = place(chunk, seq_start, chunk_seq, chunk_first, C)
     reads = tl.zeros([C, C], tl.float32)
@@ -111,9 +110,8 @@ def prepare(
     spans: Spans,
     prec: str,
     tuning: Tuning | None,
-    piece: Piece = WHOLE,
 ) -> None:
-    """Launch ``prepare_kernel`` over a piece.
+    """Launch ``prepare_kernel``.
 
     It fills ``prepared``: the gain in the dtype of the streams ``[N, H, K]``, solve and scores ``[NC, H, C, C]``, and
     factors.
@@ -121,7 +119,7 @@ def prepare(
     written, solve, scores, factors = prepared
     heads, size, chunk = gain.shape[1], k.shape[-1], spans.chunk_size
     wide = k.dtype == torch.float32
-    prepare_kernel[(piece.chunks(spans) * heads,)](
+    prepare_kernel[(spans.chunks * heads,)](
         q,
         k,
         gain,
@@ -130,7 +128,6 @@ def prepare(
         solve,
         scores,
         factors,
-        piece.order,
         spans.seq_start,
         spans.chunk_seq,
         spans.chunk_first,

@@ -23,15 +23,6 @@ def place(chunk, seq_start, chunk_seq, chunk_first, C: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def ordered(number, order, H: tl.constexpr):
-    """The chunk and head a program serves, as one number: chunk ``order[number // H]`` where there is an order."""
-    if order is not None:
-        number = tl.load(order + number // H).to(tl.int64) * H + number % H
-    return number
-
-
-@triton.jit
-@no_type_check
 def load_rows(x, rows, live, head, col, HEADS: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     """``x[rows, head, col : col + BD]`` of ``[N, HEADS, D]``."""
     cols = col + tl.arange(0, BD)

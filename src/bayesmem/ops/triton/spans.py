@@ -65,52 +65,6 @@ def spans_of(bounds: tuple[int, ...], chunk_size: int, device: torch.device, roo
     return Spans(ship(torch.tensor(bounds)), ship(chunk_seq), ship(torch.tensor(first)), chunk_size, bounds)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The same few chunks of every sequence, for passes that go through sequences piece by piece.
-
-    Attributes:
-        begin: chunks of each sequence before it.
-        count: chunks of each, at most.
-        order: which chunks these are, of all; ``None`` is all there are, in their order.
-    """
-
-    begin: int
-    count: int
-    order: Int[Tensor, "_"] | None
-
-    def tokens(self, spans: Spans) -> tuple[int, int]:
-        """Where it begins in each sequence, and its length at most, in tokens."""
-        return self.begin * spans.chunk_size, self.count * spans.chunk_size
-
-    def chunks(self, spans: Spans) -> int:
-        """How many chunks it has in all."""
-        return spans.chunks if self.order is None else self.order.shape[0]
-
-
-WHOLE = Piece(0, 2**24, None)  # chunks; of 64 tokens these are 2^30, which an int32 holds
-
-
-def pieces_of(spans: Spans, parts: int) -> tuple[Piece, ...]:
-    """At most ``parts`` pieces, one after the other, kept from call to call."""
-    return _pieces(spans.bounds, spans.chunk_size, spans.chunks, spans.seq_start.device, parts)
-
-
-@lru_cache(maxsize=64)
-def _pieces(
-    bounds: tuple[int, ...], chunk_size: int, chunks: int, device: torch.device, parts: int
-) -> tuple[Piece, ...]:
-    counts = [-(-(stop - start) // chunk_size) for start, stop in pairwise(bounds)]
-    size = max(-(-max(counts) // parts), 1)
-    places = torch.cat([torch.arange(count) for count in counts])
-    # Chunks made room for are in the last piece.
-    last = max(max(counts) - 1, 0) // size
-    part = torch.full((chunks,), last)
-    part[: len(places)] = places // size
-    orders = [torch.nonzero(part == now)[:, 0].int().to(device, non_blocking=True) for now in range(last + 1)]
-    return tuple(Piece(now * size, size, order) for now, order in enumerate(orders))
-
-
 @lru_cache(maxsize=64)
 def dense_spans(batch: int, length: int, chunk_size: int, device: torch.device) -> Spans:
     """Tables of B sequences of T tokens, kept from call to call."""
