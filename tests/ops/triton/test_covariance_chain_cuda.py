@@ -1,7 +1,5 @@
 """The reverse chain of the covariance in CUDA C++ against its equations in float64; thread by thread on a CPU."""
 
-import ctypes
-import subprocess
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,14 +8,13 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.triton import covariance_chain_cuda as chain_cuda
-from bayesmem.ops.triton import cuda_source
-from bayesmem.ops.triton.covariance_chain_cuda import RENEW, TOKENS
-from bayesmem.ops.triton.covariance_config import chain_config
+from bayesmem.ops.triton.covariance_config import RENEW, chain_config
+from bayesmem.ops.triton.covariance_pairs_cuda import CAPABILITY, TOKENS
 from bayesmem.ops.triton.spans import Spans, spans_of
-from ops.triton.emulation import COMPILER, HERE
+from ops.triton.emulation import emulated_pairs
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == chain_cuda.CAPABILITY
+HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == CAPABILITY
 PAIRS = 3e-5  # relative: what pairs are wrong by, 2^-17 a product, over a few chunks
 NAMES = ("sent", "met", "trace", "overlap", "d_initial")
 
@@ -29,18 +26,8 @@ def run(folder: Path, key_dim: int, chains: int, args: list[Tensor | int]) -> No
         assert launch is not None
         launch(chains, args)
         return
-    assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    files = ("cuda_on_cpu.h", "chain_on_cpu.h", "covariance_chain.cu", "chain_on_cpu_main.h")
-    parts = (cuda_source.HERE / file if file.endswith(".cu") else HERE / file for file in files)
-    defines = chain_cuda.settings(key_dim) | {"WARPGROUPS": 0}
-    library = folder / "chain.so"
-    options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-", "-o", str(library)]
-    options += [f"-D{key}={value}" for key, value in defines.items()]
-    subprocess.run([COMPILER, *options], input="\n".join(p.read_text() for p in parts).encode(), check=True)
-    emulated = ctypes.CDLL(str(library))
-    assert emulated.shared_size() == chain_cuda.shared_bytes(key_dim), "shared_bytes and struct Shared differ"
-    slots = [x if isinstance(x, int) else x.data_ptr() for x in args]
-    emulated.launch((ctypes.c_void_p * len(slots))(*slots), chains)
+    shared = chain_cuda.shared_bytes(key_dim)
+    emulated_pairs(folder, chain_cuda.NAME, chain_cuda.settings(key_dim), shared, chains, args)
 
 
 def pair(x: Tensor) -> tuple[Tensor, Tensor]:
