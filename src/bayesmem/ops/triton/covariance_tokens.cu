@@ -1,0 +1,499 @@
+// The tokens of the covariance's backward (covariance_tokens.py says what they compute) on Hopper's tensor cores: one block
+// of threads a (chunk, head), keys of bfloat16, no gradient of the predictive variance.
+//
+// All that has a column a token is made with channels for its rows, so that every warpgroup has 64 channels:
+//
+//   w^T = -2 (N U) e + Y^T (U R/R) + K^T D^T       D^T = 2 below(R/R U^T S U) - 2 direct
+//   dk^T = R^2 (P_0 w^T) + c w^T + along K^T + G^T told^T
+//
+// U is Li, e_t = R_C / R_t, and told what tokens tell their own keys of w G^T. That and D^T (U^T S U is symmetric), with a
+// row a token t and a column an earlier token u, are made by columns. What is read once is asked for a stage ahead,
+// in registers where shared memory has no room for it; the covariance and the gains first of all from the second cache.
+//
+// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (whether the second cache is told what is to be read),
+// and what the prelude asks for. Files before it: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu,
+// covariance_chain_prelude.cu) and pairs as operands (covariance_pairs.cu).
+
+#define WARPS (THREADS / 32)
+#define UNITS (TOKENS * EIGHTHS / THREADS)  // eighths of a row of U and of S that a thread brings
+#define GATES (4 * TOKENS / THREADS)        // gates that it brings
+#define AHEAD 4                             // steps of 16 channels of P_0 that registers hold
+
+struct Shared {
+  union {
+    Rows sent[2];  // N^T: high, low
+    Rows w[2];     // then w: a warp leaves its channels where it has read those of N
+    Rows dk[2];    // then dk: what it is added to, what it becomes
+  };
+  Rows k;
+  union {
+    struct { Square turned, rated; };  // U^T, a row for every token t, and U^T R_u / R_t
+    Rows gain[2];                      // then G
+  };
+  Square square;                                                     // S, then D, then told
+  float coarse[TOKENS], fine[TOKENS];                                // the log of R_t, in two sums
+  float scale[TOKENS], since[TOKENS];                                // -2 R_C / R_t, R_t^2
+  float spread[TOKENS], per_var[TOKENS];                             // innovation variance, and 1 over it
+  float noise[TOKENS], given[TOKENS], sigma[TOKENS], half[TOKENS];   // half: (along + sigma) / 2
+  float heard[TOKENS], k_k[TOKENS], w_k[TOKENS];                     // w_t . g_t, |k_t|^2, w_t . k_t
+  float along[TOKENS], gathered[TOKENS], bound[TOKENS];
+  float added[GROUPS][TOKENS];                                       // c_t of a warpgroup's columns
+  float part[WARPS][TOKENS];                                         // w_t . k_t of a warp's channels; then of dn_t, its rows
+  float trace;
+};
+
+// R_t / R_u where u comes before t.
+DEVICE float below(const float of[2], const float sum[2], bool is) {
+  return is ? exponential((of[0] - sum[0]) + (of[1] - sum[1])) : 0.f;
+}
+
+// Sums over the rows of a warp's 16 of what is given by column, 2t and 2t + 1 of every 8: half of the columns go to
+// the other half of the lanes, three times over.
+template <int COUNT> DEVICE void sum_rows(float *out, float *x, int lane) {
+#pragma unroll
+  for (int mask = 16, count = COUNT / 2; mask >= 4; mask >>= 1, count >>= 1)
+#pragma unroll
+    for (int i = 0; i < COUNT / 2; ++i)
+      if (i < count) {
+        const bool upper = lane & mask;
+        const float away = upper ? x[i] : x[i + count], mine = upper ? x[i + count] : x[i];
+        x[i] = mine + shuffle_xor(away, mask);
+      }
+  const int first = (lane >> 4 & 1) * (COUNT / 2) + (lane >> 3 & 1) * (COUNT / 4) + (lane >> 2 & 1) * (COUNT / 8);
+#pragma unroll
+  for (int i = 0; i < COUNT / 8; ++i) out[8 * ((first + i) >> 1) + 2 * (lane & 3) + (first + i & 1)] = x[i];
+}
+
+struct Told {
+  float ds, used, power;  // sbar_t, the noise in use, what dn gathers
+  bool binds;             // the floor
+};
+
+DEVICE Told told_by(const Shared &s, int t, float least) {
+  const float k_k = s.k_k[t], bound = least * k_k, given = s.given[t], ds = s.half[t] - .5f * s.heard[t];
+  const bool binds = bound > given;
+  return {ds, binds ? bound : given, s.w_k[t] + ds * k_k, binds};
+}
+
+GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_low, const float *innovation_var,
+                         const float *sums, const float *process_noise, const float *obs_noise, const float *floor,
+                         const float *dgain, const float *dinnovation_var, const float *solve, const float *direct,
+                         const float *along_key, const HALF *sent_high, const HALF *sent_low, const float *met,
+                         const float *trace, const float *checkpoints, HALF *dk, float *dlog_retention, float *later,
+                         float *dprocess_noise, float *dobs_noise, float *dfloor, const int *seq_start,
+                         const int *chunk_seq, const int *chunk_first, int H, int G, int added) {
+  SHARED_MEMORY(Shared, s);
+  const int warp = THREAD / 32, lane = THREAD % 32, g = lane / 4, t = lane % 4, group = warp / 4;
+  const int row = 16 * warp + g;                // channels: rows of w^T, dk^T
+  const int token = 16 * (warp % 4) + g;        // rows of D^T, of w G^T
+  const int column = WIDTH * group + 2 * t;     // the first of this thread's columns there; every 8th pair is its own too
+  const int tile = lane >> 3, line = lane & 7;  // of four tiles that a warp stores, whose place this lane tells
+  const int chunk = BLOCK / H, head = BLOCK % H, key_head = head / (H / G);
+  const long long at = BLOCK;
+  const HALF *const sent[2] = {sent_high, sent_low};
+
+  // What lies by chunk: U, S, direct; half of U and direct is zeros.
+  float sum[2], u[UNITS][8], x[UNITS][8], straight[WIDTH / 8][4], least, lam_trace[KDIM / 32];
+  const int own = THREAD % TOKENS;  // the token of U^T
+  fetch(sum[0], sums + at * 2 * TOKENS + own, true), fetch(sum[1], sums + at * 2 * TOKENS + TOKENS + own, true);
+#pragma unroll
+  for (int n = 0; n < UNITS; ++n) {
+    const int i = THREAD + n * THREADS, from = 8 * (i / TOKENS);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) fetch(u[n][j], solve + at * SQUARE + (from + j) * TOKENS + own, from + j >= own);
+    fetch4(x[n], met + at * SQUARE + 8 * i), fetch4(x[n] + 4, met + at * SQUARE + 8 * i + 4);
+  }
+  const int sequence = chunk_seq[chunk];
+  const long long first = seq_start[sequence] + (long long)TOKENS * (chunk - chunk_first[sequence]);
+  const int live = seq_start[sequence + 1] - (int)first;
+  if (live <= 0) return;  // a chunk made room for and not filled
+
+  // What comes as it lies in memory: N^T and k; tokens that do not exist are zeros.
+  const int eighth = THREAD % TILES;  // of the rows that this thread copies, THREADS / TILES apart
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int i = THREAD; i < THREAD + TOKENS * TILES; i += THREADS)
+      copy(s.sent[half][eighth / 8] + swizzled(i / TILES, eighth % 8), sent[half] + at * TOKENS * KDIM + 8 * i, true);
+  const auto bring = [&](Rows &to, const HALF *from, int of, int heads) {
+#pragma unroll
+    for (int one = THREAD / TILES; one < TOKENS + THREAD / TILES; one += THREADS / TILES) {
+      const bool is = one < live;
+      copy(to[eighth / 8] + swizzled(one, eighth % 8), is ? from + ((first + one) * heads + of) * KDIM + 8 * eighth : from, is);
+    }
+  };
+  bring(s.k, k, key_head, G);
+  float gate[GATES][2];
+#pragma unroll
+  for (int n = 0; n < GATES; ++n) {
+    const int i = THREAD + n * THREADS, which = i / TOKENS, one = i % TOKENS;
+    const float *from = which == 0 ? innovation_var : which == 1 ? process_noise : which == 2 ? obs_noise : along_key;
+    fetch(gate[n][0], from + (first + one) * H + head, one < live);
+    fetch(gate[n][1], dinnovation_var + (first + one) * H + head, which == 3 && one < live && dinnovation_var);
+  }
+  fetch(least, floor + head, true);
+#pragma unroll
+  for (int i = 0; i < KDIM / 32; ++i) fetch(lam_trace[i], trace + at * KDIM + lane + 32 * i, warp == WARPS - 1);
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int to = token + 8 * i, from = column + 8 * j;
+      fetch2(straight[j] + 2 * i, direct + at * SQUARE + to * TOKENS + from, to > from);
+    }
+#if ANNOUNCE
+  if (THREAD < TOKENS) {
+    const int part = KDIM * KDIM / TOKENS;
+    announce(checkpoints + at * KDIM * KDIM + part * THREAD, 4 * part);
+    if (THREAD < live) {
+      const long long from = ((first + THREAD) * H + head) * KDIM;
+      announce(gain_high + from, 2 * KDIM), announce(gain_low + from, 2 * KDIM);
+      if (added) announce(dk + from, 2 * KDIM);
+    }
+  }
+#endif
+  if (THREAD < TOKENS) s.coarse[own] = sum[0], s.fine[own] = sum[1];
+  sync_all();
+
+  // U^T, with R_u / R_t and without, and S, as pairs.
+#pragma unroll
+  for (int n = 0; n < UNITS; ++n) {
+    const int i = THREAD + n * THREADS, from = i / TOKENS;
+    float y[8];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float of[2] = {s.coarse[8 * from + j], s.fine[8 * from + j]};
+      y[j] = u[n][j] * below(of, sum, 8 * from + j >= own);
+    }
+    store_eight(s.turned[0][from] + 8 * own, s.turned[1][from] + 8 * own, u[n]);
+    store_eight(s.rated[0][from] + 8 * own, s.rated[1][from] + 8 * own, y);
+    store_eight(s.square[0][i % EIGHTHS] + i / EIGHTHS * 8, s.square[1][i % EIGHTHS] + i / EIGHTHS * 8, x[n]);
+  }
+  // dgain, as the left side of a product
+  float y[EIGHTHS][4];
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; ++c)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int from = 8 * c + 2 * t + i;
+      const float *d = dgain + ((first + from) * H + head) * KDIM + row;
+      fetch(y[c][i], d, from < live), fetch(y[c][i + 2], d + 8, from < live);
+    }
+  // The gates go where all can read them.
+#pragma unroll
+  for (int n = 0; n < GATES; ++n) {
+    const int i = THREAD + n * THREADS, which = i / TOKENS, one = i % TOKENS;
+    const float value = gate[n][0], sigma = gate[n][1];
+    if (which == 0) {
+      const float spread = one < live ? value : 1.f;
+      s.spread[one] = spread, s.per_var[one] = reciprocal(spread);
+    } else if (which == 1) {
+      s.noise[one] = value;
+    } else if (which == 2) {
+      s.given[one] = one < live ? value : 1.f;
+    } else {
+      s.sigma[one] = sigma, s.half[one] = .5f * (value + sigma);
+    }
+  }
+  if (THREAD < TOKENS) {
+    s.scale[own] = -2.f * exponential((s.coarse[TOKENS - 1] - sum[0]) + (s.fine[TOKENS - 1] - sum[1]));
+    s.since[own] = exponential(2.f * (sum[0] + sum[1]));
+  }
+  if (warp == WARPS - 1) {
+    float whole = 0.f;
+#pragma unroll
+    for (int i = 0; i < KDIM / 32; ++i) whole += lam_trace[i];
+#pragma unroll
+    for (int mask = 16; mask; mask >>= 1) whole += shuffle_xor(whole, mask);
+    if (lane == 0) s.trace = whole;
+  }
+  fence_for_groups();
+  sync_all();  // U, S and the gates are there
+
+  // U^T S whole, and U^T S U of this warpgroup's columns
+  float square[WIDTH / 8][4];
+  {
+    float half_way[EIGHTHS][4];
+    clear<EIGHTHS>(half_way);
+    hold_all<EIGHTHS>(half_way);
+    group_begin();
+#pragma unroll
+    for (int c = 0; c < EIGHTHS; c += 2) pair_product<TOKENS>(half_way, planes(s.turned, c, 0), planes(s.square, c, 0));
+    finish<EIGHTHS>(half_way);
+    clear<WIDTH / 8>(square);
+    hold_all<WIDTH / 8>(square);
+    group_begin();
+#pragma unroll
+    for (int c = 0; c < EIGHTHS; c += 2) {
+      unsigned high[4], low[4];
+      left_of(high, low, half_way[c], half_way[c + 1]);
+      pair_product<WIDTH>(square, high, low, planes(s.turned, c, WIDTH * group));
+    }
+    finish<WIDTH / 8>(square);
+  }
+  const float after[2][2] = {{s.coarse[token], s.fine[token]}, {s.coarse[token + 8], s.fine[token + 8]}};
+  {
+    float c[2] = {0.f, 0.f};
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; ++j) {
+      float coarse[2], fine[2], noise[2];
+      load2(coarse, s.coarse + column + 8 * j), load2(fine, s.fine + column + 8 * j), load2(noise, s.noise + column + 8 * j);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int to = token + 8 * (i >> 1), from = column + 8 * j + (i & 1);
+        const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, to > from);
+        square[j][i] = to > from ? 2.f * (r * square[j][i] - straight[j][i]) : 0.f;
+        c[i >> 1] += (to == from ? 1.f : r * r) * noise[i & 1];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      c[i] += shuffle_xor(c[i], 1), c[i] += shuffle_xor(c[i], 2);
+      if (t == 0) s.added[group][token + 8 * i] = c[i];
+    }
+  }
+  sync_all();  // nobody reads S any more
+  store_square_turned(s.square, square);
+  copies_wait();
+  fence_for_groups();
+  sync_all();  // D, N^T and k are there
+
+  // w^T
+  float w[EIGHTHS][4];
+  clear<EIGHTHS>(w);
+  hold_all<EIGHTHS>(w);
+  group_begin();
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; c += 2) {
+    unsigned high[4], low[4];
+    turned_rows(high, s.sent[0], c), turned_rows(low, s.sent[1], c);
+    pair_product<TOKENS>(w, high, low, planes(s.turned, c, 0));
+  }
+  group_commit();
+  {  // |k|^2: so many threads a token
+    const int shares = THREADS / TOKENS, one = THREAD / shares;
+    float k_k = 0.f;
+#pragma unroll
+    for (int i = 0; i < TILES / shares; ++i) {
+      const int of = THREAD % shares + shares * i;
+      k_k += squares_of_eight(s.k[of / 8] + swizzled(one, of % 8));
+    }
+#pragma unroll
+    for (int mask = 1; mask < shares; mask <<= 1) k_k += shuffle_xor(k_k, mask);
+    if (THREAD % shares == 0) s.k_k[one] = k_k;
+  }
+  unsigned y_high[EIGHTHS / 2][4], y_low[EIGHTHS / 2][4];
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; c += 2) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      float per_var[2];
+      load2(per_var, s.per_var + 8 * (c + j) + 2 * t);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) y[c + j][i] *= per_var[i & 1];
+    }
+    left_of(y_high[c / 2], y_low[c / 2], y[c], y[c + 1]);
+  }
+  group_wait<0>();
+  hold_all<EIGHTHS>(w);
+#pragma unroll
+  for (int j = 0; j < EIGHTHS; ++j) {
+    float scale[2];
+    load2(scale, s.scale + 8 * j + 2 * t);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) w[j][i] *= scale[i & 1];
+  }
+  hold_all<EIGHTHS>(w);
+  group_begin();
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; c += 2) {
+    pair_product<TOKENS>(w, y_high[c / 2], y_low[c / 2], planes(s.rated, c, 0));
+    unsigned keys[4];
+    turned_rows(keys, s.k, c);
+    product<TOKENS>(w, keys, s.square[1][c], TOKEN_PLANE);
+    product<TOKENS>(w, keys, s.square[0][c], TOKEN_PLANE);
+  }
+  finish<EIGHTHS>(w);
+
+  // P_0 comes, AHEAD steps before it is used.
+  const float *cov = checkpoints + at * KDIM * KDIM + row * KDIM + 2 * t;
+  float p[AHEAD][2][4];
+#pragma unroll
+  for (int c = 0; c < 2 * AHEAD; ++c) fetch2(p[c / 2][c & 1], cov + 8 * c), fetch2(p[c / 2][c & 1] + 2, cov + 8 * KDIM + 8 * c);
+  {  // w . k, and w as the right side of two products
+    float w_k[2 * EIGHTHS];
+#pragma unroll
+    for (int c = 0; c < EIGHTHS; c += 2) {
+      unsigned keys[4];
+      turned_rows(keys, s.k, c);
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+          w_k[2 * (c + j) + i] = w[c + j][i] * one_of(keys, j, i) + w[c + j][2 + i] * one_of(keys, j, 2 + i);
+    }
+    sum_rows<2 * EIGHTHS>(s.part[warp], w_k, lane);
+  }
+#pragma unroll
+  for (int j = 0; j < EIGHTHS; ++j) {
+    unsigned tiles[4];
+    pair_of(tiles, w[j]);
+    const int of = 2 * warp + (tile & 1);
+    store_turned(s.w[tile >> 1][of / 8] + swizzled(8 * j + line, of % 8), tiles);
+  }
+  fence_for_groups();
+  sync_all();  // w is there, and nobody reads U and D any more
+  bring(s.gain[0], gain_high, head, H), bring(s.gain[1], gain_low, head, H);
+
+  // P_0 w^T
+  float total[EIGHTHS][4];
+  clear<EIGHTHS>(total);
+  hold_all<EIGHTHS>(total);
+#pragma unroll
+  for (int c = 0; c < TILES; c += 2) {
+    float(*of)[4] = p[c / 2 % AHEAD];
+    unsigned high[4], low[4];
+    left_of(high, low, of[0], of[1]);
+    if (c + 2 * AHEAD < TILES)
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        fetch2(of[j], cov + 8 * (c + 2 * AHEAD + j)), fetch2(of[j] + 2, cov + 8 * KDIM + 8 * (c + 2 * AHEAD + j));
+    group_begin();
+    pair_product<TOKENS>(total, high, low, rows_at(s.w, c, 0));
+    group_commit();
+    if (c >= 2) group_wait<1>();
+  }
+  if (THREAD < TOKENS) {
+    float w_k = 0.f;
+#pragma unroll
+    for (int i = 0; i < WARPS; ++i) w_k += s.part[i][own];
+    s.w_k[own] = w_k;
+  }
+  copies_wait();
+  fence_for_groups();
+  sync_all();  // G is there
+
+  // w G^T, of this warpgroup's columns
+  clear<WIDTH / 8>(square);
+  hold_all<WIDTH / 8>(square);
+  group_begin();
+#pragma unroll
+  for (int c = 0; c < TILES; c += 2) pair_product<WIDTH>(square, rows_at(s.w, c, 0), rows_at(s.gain, c, WIDTH * group));
+  group_commit();
+  group_wait<1>();
+  hold_all<EIGHTHS>(total);
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; c += 2) {  // R^2 (P_0 w^T) + c w^T
+    unsigned high[4], low[4];
+    turned_rows(high, s.w[0], c), turned_rows(low, s.w[1], c);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      float since[2], c_t[2], other[2];
+      load2(since, s.since + 8 * (c + j) + 2 * t), load2(c_t, s.added[0] + 8 * (c + j) + 2 * t);
+      if (GROUPS > 1) load2(other, s.added[GROUPS - 1] + 8 * (c + j) + 2 * t), c_t[0] += other[0], c_t[1] += other[1];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        total[c + j][i] = since[i & 1] * total[c + j][i] + c_t[i & 1] * (one_of(high, j, i) + one_of(low, j, i));
+    }
+  }
+  group_wait<0>();
+  hold_all<WIDTH / 8>(square);
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int to = column + 8 * j + (i & 1);
+      if (token + 8 * (i >> 1) == to) s.heard[to] = square[j][i];
+    }
+  sync_all();  // nobody reads w any more, and w . g is there
+  if (added) bring(s.dk[0], dk, head, H);
+
+  // told, and the gradients of gates
+  const bool mine = THREAD < TOKENS;
+  Told one = {0.f, 0.f, 0.f, false};
+  if (mine) {
+    one = told_by(s, own, least);
+    s.along[own] = one.binds ? 2.f * least * one.ds : 0.f;
+  }
+  {
+    const Told of[2] = {told_by(s, token, least), told_by(s, token + 8, least)};
+    float d[WIDTH / 4];
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; ++j) {
+      float coarse[2], fine[2], spread[2];
+      load2(coarse, s.coarse + column + 8 * j), load2(fine, s.fine + column + 8 * j), load2(spread, s.spread + column + 8 * j);
+      d[2 * j] = d[2 * j + 1] = 0.f;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int to = token + 8 * (i >> 1), from = column + 8 * j + (i & 1);
+        const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, to > from);
+        const float square_r = to == from ? 1.f : r * r;
+        square[j][i] = spread[i & 1] * (to == from ? 2.f * of[i >> 1].ds : -square_r * square[j][i]);
+        d[2 * j + (i & 1)] += square_r * of[i >> 1].power;
+      }
+    }
+    sum_rows<WIDTH / 4>(s.part[warp % 4] + WIDTH * group, d, lane);
+  }
+  store_square(s.square, square);
+  fence_for_groups();
+  sync_all();  // told is there, and of dn every warp's rows
+
+  // dk^T
+  hold_all<EIGHTHS>(total);
+  group_begin();
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; c += 2) {
+    unsigned high[4], low[4];
+    turned_rows(high, s.gain[0], c), turned_rows(low, s.gain[1], c);
+    pair_product<TOKENS>(total, high, low, planes(s.square, c, 0));
+  }
+  group_commit();
+  if (mine) {
+    const float scale = s.scale[own];
+    float d_noise = .25f * scale * scale * s.trace;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d_noise += s.part[i][own];
+    s.gathered[own] = s.sigma[own] * s.spread[own] - one.ds * one.used - s.noise[own] * d_noise;
+    s.bound[own] = one.binds && own < live ? one.ds * s.k_k[own] : 0.f;
+    const long long to = (first + own) * H + head;
+    if (own < live) dprocess_noise[to] = d_noise, dobs_noise[to] = one.binds ? 0.f : one.ds;
+  }
+  copies_wait();
+  group_wait<0>();
+  hold_all<EIGHTHS>(total);
+  sync_all();  // what dk is added to is there, and what is gathered
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; c += 2) {
+    unsigned keys[4], old[4] = {0, 0, 0, 0};
+    turned_rows(keys, s.k, c);
+    if (added) turned_rows(old, s.dk[0], c);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      float along[2];
+      load2(along, s.along + 8 * (c + j) + 2 * t);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) total[c + j][i] += along[i & 1] * one_of(keys, j, i) + one_of(old, j, i);
+    }
+    const unsigned tiles[4] = {bfloat16s(total[c][0], total[c][1]), bfloat16s(total[c][2], total[c][3]),
+                               bfloat16s(total[c + 1][0], total[c + 1][1]), bfloat16s(total[c + 1][2], total[c + 1][3])};
+    const int of = 2 * warp + (tile & 1);
+    store_turned(s.dk[1][of / 8] + swizzled(8 * c + 8 * (tile >> 1) + line, of % 8), tiles);
+  }
+  sync_all();
+#pragma unroll
+  for (int i = THREAD / TILES; i < TOKENS + THREAD / TILES; i += THREADS / TILES)
+    if (i < live) move16(dk + ((first + i) * H + head) * KDIM + 8 * eighth, s.dk[1][eighth / 8] + swizzled(i, eighth % 8));
+  if (warp == WARPS - 1) {  // sums over the tokens after each: two tokens a lane
+    const float here = s.gathered[2 * lane], next = s.gathered[2 * lane + 1];
+    float on = here + next, bound = s.bound[2 * lane] + s.bound[2 * lane + 1];
+#pragma unroll
+    for (int step = 1; step < 32; step <<= 1) {
+      const float more = shuffle(on, lane + step & 31);
+      if (lane + step < 32) on += more;
+      bound += shuffle_xor(bound, step);
+    }
+    if (2 * lane < live) dlog_retention[(first + 2 * lane) * H + head] = 2.f * on;
+    if (2 * lane + 1 < live) dlog_retention[(first + 2 * lane + 1) * H + head] = 2.f * (on - here);
+    if (lane == 0) later[at] = on, dfloor[at] = bound;
+  }
+}
