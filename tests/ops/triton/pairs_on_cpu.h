@@ -13,6 +13,7 @@ DEVICE void fetch2(float *x, const float *at) { load2(x, at); }
 DEVICE void fetch2(float *x, const float *at, bool there) { x[0] = x[1] = 0.f; if (there) load2(x, at); }
 DEVICE void fetch4(float *x, const float *at) { load4(x, at); }
 DEVICE void announce(const void *, int) {}
+DEVICE void announce(const void *) {}
 
 // What is under way has not come before copies_wait: until then its place holds NaN.
 static std::vector<std::pair<void *, const void *>> under_way[THREADS];

@@ -21,27 +21,30 @@ DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Global memory on its way into registers from here on, which compilers would ask for where it is used; zeros where there
 // is nothing.
-#define FETCH(KIND, ZEROS, TO) "{.reg .pred p;\nsetp.ne.b32 p, " TO ", 0;\n" ZEROS "@p ld.global.nc.L1::no_allocate." KIND
+#define FETCH(KIND, ZEROS, TO) "{.reg .pred p;\nsetp.ne.b32 p, " TO ", 0;\n" ZEROS "@p ld.global.L1::no_allocate." KIND
 DEVICE void fetch(float &x, const float *at, bool there) {
-  asm volatile(FETCH("f32", "mov.f32 %0, 0f00000000;\n", "%2") " %0, [%1];}" : "=f"(x) : "l"(at), "r"((int)there));
+  asm volatile(FETCH("f32", "mov.f32 %0, 0f00000000;\n", "%2") " %0, [%1];}" : "=f"(x) : "l"(at), "r"((int)there) : "memory");
 }
 DEVICE void fetch2(float *x, const float *at, bool there) {
   asm volatile(FETCH("v2.f32", "mov.f32 %0, 0f00000000;\nmov.f32 %1, 0f00000000;\n", "%3") " {%0, %1}, [%2];}"
                : "=f"(x[0]), "=f"(x[1])
-               : "l"(at), "r"((int)there));
+               : "l"(at), "r"((int)there)
+               : "memory");
 }
 DEVICE void fetch2(float *x, const float *at) {
-  asm volatile("ld.global.nc.L1::no_allocate.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "l"(at));
+  asm volatile("ld.global.L1::no_allocate.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "l"(at) : "memory");
 }
 DEVICE void fetch4(float *x, const float *at) {
-  asm volatile("ld.global.nc.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
-               : "l"(at));
+               : "l"(at)
+               : "memory");
 }
-// So many bytes, a multiple of 16, on their way into the second cache.
+// So many bytes, a multiple of 16, on their way into the second cache; or those of a cache line.
 DEVICE void announce(const void *at, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
 }
+DEVICE void announce(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
 // Loaded turned, columns of memory are the rows of a tile: a lane's places are as below.
 DEVICE void load_turned(unsigned tiles[4], const HALF *at) {
@@ -61,10 +64,12 @@ DEVICE void store_turned(HALF *at, const unsigned tiles[4]) { STORE(".trans"); }
 
 // An operand in shared memory: blocks of 8 rows by 8 of the contraction, 128 bytes each, the second 8 in the next plane; or
 // without planes rows of 128 bytes, swizzled, of which 8 begin at a multiple of 1024.
+extern "C" __shared__ __align__(1024) char shared_bytes[];
 DEVICE unsigned long long operand(const HALF *at, int plane) {
-  const unsigned long long start = (shared_address(at) & 0x3ffff) >> 4;
-  if (plane) return start | (unsigned long long)(plane / 8) << 16 | (unsigned long long)(128 / 16) << 32;
-  return start | 1ull << 16 | (unsigned long long)(1024 / 16) << 32 | 1ull << 62;
+  // From the first byte on, so that a place that is known costs one sum.
+  const unsigned start = ((shared_address(shared_bytes) & 0x3ffff) >> 4) + (unsigned)((const char *)at - shared_bytes) / 16;
+  if (plane) return (unsigned long long)(128 / 16) << 32 | (start + ((unsigned)(plane / 8) << 16));
+  return (unsigned long long)(1024 / 16 | 1u << 30) << 32 | (start + (1u << 16));
 }
 
 #define D16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"

@@ -16,8 +16,12 @@
 
 #define WARPS (THREADS / 32)
 #define UNITS (TOKENS * EIGHTHS / THREADS)  // eighths of a row of U and of S that a thread brings
+#define PARTS (THREADS / TOKENS)
 #define GATES (4 * TOKENS / THREADS)        // gates that it brings
-#define AHEAD 4                             // steps of 16 channels of P_0 that registers hold
+#define ROWS (THREADS / TILES)              // that all threads copy at once
+#ifndef AHEAD
+#define AHEAD 4  // steps of 16 channels of P_0 that registers hold
+#endif
 
 struct Shared {
   union {
@@ -87,6 +91,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   const int row = 16 * warp + g;                // channels: rows of w^T, dk^T
   const int token = 16 * (warp % 4) + g;        // rows of D^T, of w G^T
   const int column = WIDTH * group + 2 * t;     // the first of this thread's columns there; every 8th pair is its own too
+  const int gap = token - column;               // to its row
   const int tile = lane >> 3, line = lane & 7;  // of four tiles that a warp stores, whose place this lane tells
   const int chunk = BLOCK / H, head = BLOCK % H, key_head = head / (H / G);
   const long long at = BLOCK;
@@ -94,14 +99,14 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 
   // What lies by chunk: U, S, direct; half of U and direct is zeros.
   float sum[2], u[UNITS][8], x[UNITS][8], straight[WIDTH / 8][4], least, lam_trace[KDIM / 32];
-  const int own = THREAD % TOKENS;  // the token of U^T
+  const int own = THREAD % TOKENS, part = THREAD / TOKENS;  // of U^T: the token, and of its row every PARTS-th eighth
   fetch(sum[0], sums + at * 2 * TOKENS + own, true), fetch(sum[1], sums + at * 2 * TOKENS + TOKENS + own, true);
 #pragma unroll
   for (int n = 0; n < UNITS; ++n) {
-    const int i = THREAD + n * THREADS, from = 8 * (i / TOKENS);
+    const float *from = solve + at * SQUARE + 8 * part * TOKENS + own, *of = met + at * SQUARE + 8 * THREAD;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) fetch(u[n][j], solve + at * SQUARE + (from + j) * TOKENS + own, from + j >= own);
-    fetch4(x[n], met + at * SQUARE + 8 * i), fetch4(x[n] + 4, met + at * SQUARE + 8 * i + 4);
+    for (int j = 8 * PARTS * n; j < 8 * PARTS * n + 8; ++j) fetch(u[n][j & 7], from + TOKENS * j, 8 * part - own >= -j);
+    fetch4(x[n], of + 8 * THREADS * n), fetch4(x[n] + 4, of + 8 * THREADS * n + 4);
   }
   const int sequence = chunk_seq[chunk];
   const long long first = seq_start[sequence] + (long long)TOKENS * (chunk - chunk_first[sequence]);
@@ -109,27 +114,25 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   if (live <= 0) return;  // a chunk made room for and not filled
 
   // What comes as it lies in memory: N^T and k; tokens that do not exist are zeros.
-  const int eighth = THREAD % TILES;  // of the rows that this thread copies, THREADS / TILES apart
+  const int start = THREAD / TILES, eighth = THREAD % TILES, place = 64 * TOKENS * (eighth / 8) + swizzled(start, eighth % 8);
 #pragma unroll
   for (int half = 0; half < 2; ++half)
 #pragma unroll
-    for (int i = THREAD; i < THREAD + TOKENS * TILES; i += THREADS)
-      copy(s.sent[half][eighth / 8] + swizzled(i / TILES, eighth % 8), sent[half] + at * TOKENS * KDIM + 8 * i, true);
-  const auto bring = [&](Rows &to, const HALF *from, int of, int heads) {
+    for (int n = 0; n < TOKENS / ROWS; ++n)
+      copy(s.sent[half][0] + place + 64 * ROWS * n, sent[half] + at * TOKENS * KDIM + 8 * THREAD + 8 * THREADS * n, true);
+  const long long own_row = ((first + start) * H + head) * KDIM + 8 * eighth, step = ROWS * KDIM * (long long)H;
+  const auto bring = [&](Rows &to, const HALF *from, long long step) {
 #pragma unroll
-    for (int one = THREAD / TILES; one < TOKENS + THREAD / TILES; one += THREADS / TILES) {
-      const bool is = one < live;
-      copy(to[eighth / 8] + swizzled(one, eighth % 8), is ? from + ((first + one) * heads + of) * KDIM + 8 * eighth : from, is);
-    }
+    for (int n = 0; n < TOKENS / ROWS; ++n) copy(to[0] + place + 64 * ROWS * n, from + n * step, start + ROWS * n < live);
   };
-  bring(s.k, k, key_head, G);
+  bring(s.k, k + ((first + start) * G + key_head) * KDIM + 8 * eighth, ROWS * KDIM * (long long)G);
   float gate[GATES][2];
 #pragma unroll
   for (int n = 0; n < GATES; ++n) {
-    const int i = THREAD + n * THREADS, which = i / TOKENS, one = i % TOKENS;
+    const int which = part + PARTS * n;
     const float *from = which == 0 ? innovation_var : which == 1 ? process_noise : which == 2 ? obs_noise : along_key;
-    fetch(gate[n][0], from + (first + one) * H + head, one < live);
-    fetch(gate[n][1], dinnovation_var + (first + one) * H + head, which == 3 && one < live && dinnovation_var);
+    fetch(gate[n][0], from + (first + own) * H + head, own < live);
+    fetch(gate[n][1], dinnovation_var + (first + own) * H + head, which == 3 && own < live && dinnovation_var);
   }
   fetch(least, floor + head, true);
 #pragma unroll
@@ -138,17 +141,18 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   for (int j = 0; j < WIDTH / 8; ++j)
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int to = token + 8 * i, from = column + 8 * j;
-      fetch2(straight[j] + 2 * i, direct + at * SQUARE + to * TOKENS + from, to > from);
+      const int on = 8 * j - 8 * i;
+      fetch2(straight[j] + 2 * i, direct + at * SQUARE + token * TOKENS + column + 8 * TOKENS * i + 8 * j, gap > on);
     }
 #if ANNOUNCE
-  if (THREAD < TOKENS) {
-    const int part = KDIM * KDIM / TOKENS;
-    announce(checkpoints + at * KDIM * KDIM + part * THREAD, 4 * part);
-    if (THREAD < live) {
-      const long long from = ((first + THREAD) * H + head) * KDIM;
-      announce(gain_high + from, 2 * KDIM), announce(gain_low + from, 2 * KDIM);
-      if (added) announce(dk + from, 2 * KDIM);
+  if (THREAD == 0) announce(checkpoints + at * KDIM * KDIM, 4 * KDIM * KDIM);
+#pragma unroll
+  for (int n = 0; n < TOKENS / ROWS; n += 4) {  // by 64 bytes, which are four threads' eighths: each tells of another row
+    const int row = n + (THREAD & 3);
+    if (start + ROWS * row < live) {
+      const long long from = own_row + row * step;
+      announce(dgain + from), announce(dgain + from + 4), announce(gain_high + from), announce(gain_low + from);
+      if (added) announce(dk + from);
     }
   }
 #endif
@@ -158,41 +162,31 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   // U^T, with R_u / R_t and without, and S, as pairs.
 #pragma unroll
   for (int n = 0; n < UNITS; ++n) {
-    const int i = THREAD + n * THREADS, from = i / TOKENS;
+    const int from = part + PARTS * n, plane = THREAD % EIGHTHS, to = 8 * (THREAD / EIGHTHS) + THREADS * n;
     float y[8];
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const float of[2] = {s.coarse[8 * from + j], s.fine[8 * from + j]};
-      y[j] = u[n][j] * below(of, sum, 8 * from + j >= own);
+      y[j] = u[n][j] * below(of, sum, 8 * part - own >= -8 * PARTS * n - j);
     }
     store_eight(s.turned[0][from] + 8 * own, s.turned[1][from] + 8 * own, u[n]);
     store_eight(s.rated[0][from] + 8 * own, s.rated[1][from] + 8 * own, y);
-    store_eight(s.square[0][i % EIGHTHS] + i / EIGHTHS * 8, s.square[1][i % EIGHTHS] + i / EIGHTHS * 8, x[n]);
+    store_eight(s.square[0][plane] + to, s.square[1][plane] + to, x[n]);
   }
-  // dgain, as the left side of a product
-  float y[EIGHTHS][4];
-#pragma unroll
-  for (int c = 0; c < EIGHTHS; ++c)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int from = 8 * c + 2 * t + i;
-      const float *d = dgain + ((first + from) * H + head) * KDIM + row;
-      fetch(y[c][i], d, from < live), fetch(y[c][i + 2], d + 8, from < live);
-    }
   // The gates go where all can read them.
 #pragma unroll
   for (int n = 0; n < GATES; ++n) {
-    const int i = THREAD + n * THREADS, which = i / TOKENS, one = i % TOKENS;
+    const int which = part + PARTS * n;
     const float value = gate[n][0], sigma = gate[n][1];
     if (which == 0) {
-      const float spread = one < live ? value : 1.f;
-      s.spread[one] = spread, s.per_var[one] = reciprocal(spread);
+      const float spread = own < live ? value : 1.f;
+      s.spread[own] = spread, s.per_var[own] = reciprocal(spread);
     } else if (which == 1) {
-      s.noise[one] = value;
+      s.noise[own] = value;
     } else if (which == 2) {
-      s.given[one] = one < live ? value : 1.f;
+      s.given[own] = own < live ? value : 1.f;
     } else {
-      s.sigma[one] = sigma, s.half[one] = .5f * (value + sigma);
+      s.sigma[own] = sigma, s.half[own] = .5f * (value + sigma);
     }
   }
   if (THREAD < TOKENS) {
@@ -240,10 +234,10 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
       load2(coarse, s.coarse + column + 8 * j), load2(fine, s.fine + column + 8 * j), load2(noise, s.noise + column + 8 * j);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int to = token + 8 * (i >> 1), from = column + 8 * j + (i & 1);
-        const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, to > from);
-        square[j][i] = to > from ? 2.f * (r * square[j][i] - straight[j][i]) : 0.f;
-        c[i >> 1] += (to == from ? 1.f : r * r) * noise[i & 1];
+        const int on = 8 * j + (i & 1) - 8 * (i >> 1);
+        const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, gap > on);
+        square[j][i] = gap > on ? 2.f * (r * square[j][i] - straight[j][i]) : 0.f;
+        c[i >> 1] += (gap == on ? 1.f : r * r) * noise[i & 1];
       }
     }
 #pragma unroll
@@ -253,6 +247,17 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     }
   }
   sync_all();  // nobody reads S any more
+  // dgain comes, as the left side of a product.
+  float y[EIGHTHS][4];
+  const float *d = dgain + ((first + 2 * t) * H + head) * KDIM + row;
+  const int next = H * KDIM;
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; ++c, d += 8ll * next)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const bool is = 8 * c + 2 * t + i < live;
+      fetch(y[c][i], d + i * next, is), fetch(y[c][i + 2], d + i * next + 8, is);
+    }
   store_square_turned(s.square, square);
   copies_wait();
   fence_for_groups();
@@ -262,25 +267,26 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   float w[EIGHTHS][4];
   clear<EIGHTHS>(w);
   hold_all<EIGHTHS>(w);
-  group_begin();
 #pragma unroll
   for (int c = 0; c < EIGHTHS; c += 2) {
     unsigned high[4], low[4];
     turned_rows(high, s.sent[0], c), turned_rows(low, s.sent[1], c);
+    group_begin();
     pair_product<TOKENS>(w, high, low, planes(s.turned, c, 0));
+    group_commit();
+    if (c >= 2) group_wait<1>();  // registers hold two steps' left sides
   }
-  group_commit();
   {  // |k|^2: so many threads a token
-    const int shares = THREADS / TOKENS, one = THREAD / shares;
+    const int one = THREAD / PARTS;
     float k_k = 0.f;
 #pragma unroll
-    for (int i = 0; i < TILES / shares; ++i) {
-      const int of = THREAD % shares + shares * i;
+    for (int i = 0; i < TILES / PARTS; ++i) {
+      const int of = THREAD % PARTS + PARTS * i;
       k_k += squares_of_eight(s.k[of / 8] + swizzled(one, of % 8));
     }
 #pragma unroll
-    for (int mask = 1; mask < shares; mask <<= 1) k_k += shuffle_xor(k_k, mask);
-    if (THREAD % shares == 0) s.k_k[one] = k_k;
+    for (int mask = 1; mask < PARTS; mask <<= 1) k_k += shuffle_xor(k_k, mask);
+    if (THREAD % PARTS == 0) s.k_k[one] = k_k;
   }
   unsigned y_high[EIGHTHS / 2][4], y_low[EIGHTHS / 2][4];
 #pragma unroll
@@ -315,12 +321,17 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   }
   finish<EIGHTHS>(w);
 
-  // P_0 comes, AHEAD steps before it is used.
-  const float *cov = checkpoints + at * KDIM * KDIM + row * KDIM + 2 * t;
-  float p[AHEAD][2][4];
 #pragma unroll
-  for (int c = 0; c < 2 * AHEAD; ++c) fetch2(p[c / 2][c & 1], cov + 8 * c), fetch2(p[c / 2][c & 1] + 2, cov + 8 * KDIM + 8 * c);
-  {  // w . k, and w as the right side of two products
+  for (int j = 0; j < EIGHTHS; ++j) {
+    unsigned tiles[4];
+    pair_of(tiles, w[j]);
+    const int of = 2 * warp + (tile & 1);
+    store_turned(s.w[tile >> 1][of / 8] + swizzled(8 * j + line, of % 8), tiles);
+  }
+  fence_for_groups();
+  sync_all();  // w is there, and nobody reads U and D any more
+  bring(s.gain[0], gain_high + own_row, step), bring(s.gain[1], gain_low + own_row, step);
+  {  // w . k
     float w_k[2 * EIGHTHS];
 #pragma unroll
     for (int c = 0; c < EIGHTHS; c += 2) {
@@ -334,41 +345,6 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     }
     sum_rows<2 * EIGHTHS>(s.part[warp], w_k, lane);
   }
-#pragma unroll
-  for (int j = 0; j < EIGHTHS; ++j) {
-    unsigned tiles[4];
-    pair_of(tiles, w[j]);
-    const int of = 2 * warp + (tile & 1);
-    store_turned(s.w[tile >> 1][of / 8] + swizzled(8 * j + line, of % 8), tiles);
-  }
-  fence_for_groups();
-  sync_all();  // w is there, and nobody reads U and D any more
-  bring(s.gain[0], gain_high, head, H), bring(s.gain[1], gain_low, head, H);
-
-  // P_0 w^T
-  float total[EIGHTHS][4];
-  clear<EIGHTHS>(total);
-  hold_all<EIGHTHS>(total);
-#pragma unroll
-  for (int c = 0; c < TILES; c += 2) {
-    float(*of)[4] = p[c / 2 % AHEAD];
-    unsigned high[4], low[4];
-    left_of(high, low, of[0], of[1]);
-    if (c + 2 * AHEAD < TILES)
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        fetch2(of[j], cov + 8 * (c + 2 * AHEAD + j)), fetch2(of[j] + 2, cov + 8 * KDIM + 8 * (c + 2 * AHEAD + j));
-    group_begin();
-    pair_product<TOKENS>(total, high, low, rows_at(s.w, c, 0));
-    group_commit();
-    if (c >= 2) group_wait<1>();
-  }
-  if (THREAD < TOKENS) {
-    float w_k = 0.f;
-#pragma unroll
-    for (int i = 0; i < WARPS; ++i) w_k += s.part[i][own];
-    s.w_k[own] = w_k;
-  }
   copies_wait();
   fence_for_groups();
   sync_all();  // G is there
@@ -380,33 +356,25 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 #pragma unroll
   for (int c = 0; c < TILES; c += 2) pair_product<WIDTH>(square, rows_at(s.w, c, 0), rows_at(s.gain, c, WIDTH * group));
   group_commit();
-  group_wait<1>();
-  hold_all<EIGHTHS>(total);
+  if (THREAD < TOKENS) {
+    float w_k = 0.f;
 #pragma unroll
-  for (int c = 0; c < EIGHTHS; c += 2) {  // R^2 (P_0 w^T) + c w^T
-    unsigned high[4], low[4];
-    turned_rows(high, s.w[0], c), turned_rows(low, s.w[1], c);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      float since[2], c_t[2], other[2];
-      load2(since, s.since + 8 * (c + j) + 2 * t), load2(c_t, s.added[0] + 8 * (c + j) + 2 * t);
-      if (GROUPS > 1) load2(other, s.added[GROUPS - 1] + 8 * (c + j) + 2 * t), c_t[0] += other[0], c_t[1] += other[1];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        total[c + j][i] = since[i & 1] * total[c + j][i] + c_t[i & 1] * (one_of(high, j, i) + one_of(low, j, i));
-    }
+    for (int i = 0; i < WARPS; ++i) w_k += s.part[i][own];
+    s.w_k[own] = w_k;
   }
   group_wait<0>();
   hold_all<WIDTH / 8>(square);
 #pragma unroll
   for (int j = 0; j < WIDTH / 8; ++j)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int to = column + 8 * j + (i & 1);
-      if (token + 8 * (i >> 1) == to) s.heard[to] = square[j][i];
-    }
-  sync_all();  // nobody reads w any more, and w . g is there
-  if (added) bring(s.dk[0], dk, head, H);
+    for (int i = 0; i < 4; ++i)
+      if (gap == 8 * j + (i & 1) - 8 * (i >> 1)) s.heard[token + 8 * (i >> 1)] = square[j][i];
+  sync_all();  // w . g is there
+  // P_0 comes, AHEAD steps before it is used, and beside what follows.
+  const float *cov = checkpoints + at * KDIM * KDIM + row * KDIM + 2 * t;
+  float p[AHEAD][2][4];
+#pragma unroll
+  for (int c = 0; c < 2 * AHEAD; ++c) fetch2(p[c / 2][c & 1], cov + 8 * c), fetch2(p[c / 2][c & 1] + 2, cov + 8 * KDIM + 8 * c);
 
   // told, and the gradients of gates
   const bool mine = THREAD < TOKENS;
@@ -425,10 +393,10 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
       d[2 * j] = d[2 * j + 1] = 0.f;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int to = token + 8 * (i >> 1), from = column + 8 * j + (i & 1);
-        const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, to > from);
-        const float square_r = to == from ? 1.f : r * r;
-        square[j][i] = spread[i & 1] * (to == from ? 2.f * of[i >> 1].ds : -square_r * square[j][i]);
+        const int on = 8 * j + (i & 1) - 8 * (i >> 1);
+        const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, gap > on);
+        const float square_r = gap == on ? 1.f : r * r;
+        square[j][i] = spread[i & 1] * (gap == on ? 2.f * of[i >> 1].ds : -square_r * square[j][i]);
         d[2 * j + (i & 1)] += square_r * of[i >> 1].power;
       }
     }
@@ -438,7 +406,41 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   fence_for_groups();
   sync_all();  // told is there, and of dn every warp's rows
 
-  // dk^T
+  // dk^T, at first P_0 w^T
+  float total[EIGHTHS][4];
+  clear<EIGHTHS>(total);
+  hold_all<EIGHTHS>(total);
+#pragma unroll
+  for (int c = 0; c < TILES; c += 2) {
+    float(*of)[4] = p[c / 2 % AHEAD];
+    unsigned high[4], low[4];
+    left_of(high, low, of[0], of[1]);
+    if (c + 2 * AHEAD < TILES)
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+        fetch2(of[j], cov + 8 * (c + 2 * AHEAD + j)), fetch2(of[j] + 2, cov + 8 * KDIM + 8 * (c + 2 * AHEAD + j));
+    group_begin();
+    pair_product<TOKENS>(total, high, low, rows_at(s.w, c, 0));
+    group_commit();
+    if (c >= 2) group_wait<1>();
+  }
+  finish<EIGHTHS>(total);
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; c += 2) {  // R^2 (P_0 w^T) + c w^T
+    unsigned high[4], low[4];
+    turned_rows(high, s.w[0], c), turned_rows(low, s.w[1], c);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      float since[2], c_t[2], other[2];
+      load2(since, s.since + 8 * (c + j) + 2 * t), load2(c_t, s.added[0] + 8 * (c + j) + 2 * t);
+      if (GROUPS > 1) load2(other, s.added[GROUPS - 1] + 8 * (c + j) + 2 * t), c_t[0] += other[0], c_t[1] += other[1];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        total[c + j][i] = since[i & 1] * total[c + j][i] + c_t[i & 1] * (one_of(high, j, i) + one_of(low, j, i));
+    }
+  }
+  sync_all();  // nobody reads w any more
+  if (added) bring(s.dk[0], dk + own_row, step);
   hold_all<EIGHTHS>(total);
   group_begin();
 #pragma unroll
@@ -481,8 +483,8 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   }
   sync_all();
 #pragma unroll
-  for (int i = THREAD / TILES; i < TOKENS + THREAD / TILES; i += THREADS / TILES)
-    if (i < live) move16(dk + ((first + i) * H + head) * KDIM + 8 * eighth, s.dk[1][eighth / 8] + swizzled(i, eighth % 8));
+  for (int n = 0; n < TOKENS / ROWS; ++n)
+    if (start + ROWS * n < live) move16(dk + own_row + n * step, s.dk[1][0] + place + 64 * ROWS * n);
   if (warp == WARPS - 1) {  // sums over the tokens after each: two tokens a lane
     const float here = s.gathered[2 * lane], next = s.gathered[2 * lane + 1];
     float on = here + next, bound = s.bound[2 * lane] + s.bound[2 * lane + 1];
