@@ -43,7 +43,7 @@ struct Shared {
   float along[TOKENS], gathered[TOKENS], bound[TOKENS];
   float added[GROUPS][TOKENS];                                       // c_t of a warpgroup's columns
   float part[WARPS][TOKENS];                                         // w_t . k_t of a warp's channels; then of dn_t, its rows
-  float trace;
+  float trace, least;                                                // tr Lambda_C, the floor
 };
 
 // R_t / R_u where u comes before t.
@@ -73,8 +73,8 @@ struct Told {
   bool binds;             // the floor
 };
 
-DEVICE Told told_by(const Shared &s, int t, float least) {
-  const float k_k = s.k_k[t], bound = least * k_k, given = s.given[t], ds = s.half[t] - .5f * s.heard[t];
+DEVICE Told told_by(const Shared &s, int t) {
+  const float k_k = s.k_k[t], bound = s.least * k_k, given = s.given[t], ds = s.half[t] - .5f * s.heard[t];
   const bool binds = bound > given;
   return {ds, binds ? bound : given, s.w_k[t] + ds * k_k, binds};
 }
@@ -97,7 +97,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   const long long at = BLOCK;
   const HALF *const sent[2] = {sent_high, sent_low};
 
-  // What lies by chunk: U, S, direct; half of U and direct is zeros.
+  // What lies by chunk: U, S, N^T and direct; half of U and of direct is zeros.
   float sum[2], u[UNITS][8], x[UNITS][8], straight[WIDTH / 8][4], least, lam_trace[KDIM / 32];
   const int own = THREAD % TOKENS, part = THREAD / TOKENS;  // of U^T: the token, and of its row every PARTS-th eighth
   fetch(sum[0], sums + at * 2 * TOKENS + own, true), fetch(sum[1], sums + at * 2 * TOKENS + TOKENS + own, true);
@@ -108,18 +108,32 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     for (int j = 8 * PARTS * n; j < 8 * PARTS * n + 8; ++j) fetch(u[n][j & 7], from + TOKENS * j, 8 * part - own >= -j);
     fetch4(x[n], of + 8 * THREADS * n), fetch4(x[n] + 4, of + 8 * THREADS * n + 4);
   }
-  const int sequence = chunk_seq[chunk];
-  const long long first = seq_start[sequence] + (long long)TOKENS * (chunk - chunk_first[sequence]);
-  const int live = seq_start[sequence + 1] - (int)first;
-  if (live <= 0) return;  // a chunk made room for and not filled
-
-  // What comes as it lies in memory: N^T and k; tokens that do not exist are zeros.
   const int start = THREAD / TILES, eighth = THREAD % TILES, place = 64 * TOKENS * (eighth / 8) + swizzled(start, eighth % 8);
 #pragma unroll
   for (int half = 0; half < 2; ++half)
 #pragma unroll
     for (int n = 0; n < TOKENS / ROWS; ++n)
       copy(s.sent[half][0] + place + 64 * ROWS * n, sent[half] + at * TOKENS * KDIM + 8 * THREAD + 8 * THREADS * n, true);
+#pragma unroll
+  for (int i = 0; i < KDIM / 32; ++i) fetch(lam_trace[i], trace + at * KDIM + lane + 32 * i, warp == WARPS - 1);
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int on = 8 * j - 8 * i;
+      fetch2(straight[j] + 2 * i, direct + at * SQUARE + token * TOKENS + column + 8 * TOKENS * i + 8 * j, gap > on);
+    }
+  const int sequence = chunk_seq[chunk];
+  const long long first = seq_start[sequence] + (long long)TOKENS * (chunk - chunk_first[sequence]);
+  const int live = seq_start[sequence + 1] - (int)first;
+  if (THREAD < TOKENS) s.coarse[own] = sum[0], s.fine[own] = sum[1];
+  sync_all();  // ratios can be made, and all of that is on its way before it is known where the tokens lie
+  if (live <= 0) {  // a chunk made room for and not filled
+    copies_wait();
+    return;
+  }
+
+  // What lies by token, k first; tokens that do not exist are zeros.
   const long long own_row = ((first + start) * H + head) * KDIM + 8 * eighth, step = ROWS * KDIM * (long long)H;
   const auto bring = [&](Rows &to, const HALF *from, long long step) {
 #pragma unroll
@@ -135,15 +149,6 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     fetch(gate[n][1], dinnovation_var + (first + own) * H + head, which == 3 && own < live && dinnovation_var);
   }
   fetch(least, floor + head, true);
-#pragma unroll
-  for (int i = 0; i < KDIM / 32; ++i) fetch(lam_trace[i], trace + at * KDIM + lane + 32 * i, warp == WARPS - 1);
-#pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int on = 8 * j - 8 * i;
-      fetch2(straight[j] + 2 * i, direct + at * SQUARE + token * TOKENS + column + 8 * TOKENS * i + 8 * j, gap > on);
-    }
 #if ANNOUNCE
   if (THREAD == 0) announce(checkpoints + at * KDIM * KDIM, 4 * KDIM * KDIM);
 #pragma unroll
@@ -151,13 +156,12 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     const int row = n + (THREAD & 3);
     if (start + ROWS * row < live) {
       const long long from = own_row + row * step;
-      announce(dgain + from), announce(dgain + from + 4), announce(gain_high + from), announce(gain_low + from);
+      announce(dgain + from), announce(dgain + (from ^ 16)), announce(gain_high + from), announce(gain_low + from);
       if (added) announce(dk + from);
     }
   }
 #endif
-  if (THREAD < TOKENS) s.coarse[own] = sum[0], s.fine[own] = sum[1];
-  sync_all();
+  sync_warp();  // compilers would ask for the gates later
 
   // U^T, with R_u / R_t and without, and S, as pairs.
 #pragma unroll
@@ -199,7 +203,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     for (int i = 0; i < KDIM / 32; ++i) whole += lam_trace[i];
 #pragma unroll
     for (int mask = 16; mask; mask >>= 1) whole += shuffle_xor(whole, mask);
-    if (lane == 0) s.trace = whole;
+    if (lane == 0) s.trace = whole, s.least = least;
   }
   fence_for_groups();
   sync_all();  // U, S and the gates are there
@@ -247,7 +251,10 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     }
   }
   sync_all();  // nobody reads S any more
-  // dgain comes, as the left side of a product.
+  store_square_turned(s.square, square);
+  copies_wait();
+  fence_for_groups();
+  // dgain comes, as the left side of a product: after the fence, which may wait for what was asked for before it.
   float y[EIGHTHS][4];
   const float *d = dgain + ((first + 2 * t) * H + head) * KDIM + row;
   const int next = H * KDIM;
@@ -258,9 +265,6 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
       const bool is = 8 * c + 2 * t + i < live;
       fetch(y[c][i], d + i * next, is), fetch(y[c][i + 2], d + i * next + 8, is);
     }
-  store_square_turned(s.square, square);
-  copies_wait();
-  fence_for_groups();
   sync_all();  // D, N^T and k are there
 
   // w^T
@@ -356,6 +360,11 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 #pragma unroll
   for (int c = 0; c < TILES; c += 2) pair_product<WIDTH>(square, rows_at(s.w, c, 0), rows_at(s.gain, c, WIDTH * group));
   group_commit();
+  // P_0 comes, AHEAD steps before it is used, and beside what follows.
+  const float *cov = checkpoints + at * KDIM * KDIM + row * KDIM + 2 * t;
+  float p[AHEAD][2][4];
+#pragma unroll
+  for (int c = 0; c < 2 * AHEAD; ++c) fetch2(p[c / 2][c & 1], cov + 8 * c), fetch2(p[c / 2][c & 1] + 2, cov + 8 * KDIM + 8 * c);
   if (THREAD < TOKENS) {
     float w_k = 0.f;
 #pragma unroll
@@ -370,21 +379,16 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     for (int i = 0; i < 4; ++i)
       if (gap == 8 * j + (i & 1) - 8 * (i >> 1)) s.heard[token + 8 * (i >> 1)] = square[j][i];
   sync_all();  // w . g is there
-  // P_0 comes, AHEAD steps before it is used, and beside what follows.
-  const float *cov = checkpoints + at * KDIM * KDIM + row * KDIM + 2 * t;
-  float p[AHEAD][2][4];
-#pragma unroll
-  for (int c = 0; c < 2 * AHEAD; ++c) fetch2(p[c / 2][c & 1], cov + 8 * c), fetch2(p[c / 2][c & 1] + 2, cov + 8 * KDIM + 8 * c);
 
   // told, and the gradients of gates
   const bool mine = THREAD < TOKENS;
   Told one = {0.f, 0.f, 0.f, false};
   if (mine) {
-    one = told_by(s, own, least);
-    s.along[own] = one.binds ? 2.f * least * one.ds : 0.f;
+    one = told_by(s, own);
+    s.along[own] = one.binds ? 2.f * s.least * one.ds : 0.f;
   }
   {
-    const Told of[2] = {told_by(s, token, least), told_by(s, token + 8, least)};
+    const Told of[2] = {told_by(s, token), told_by(s, token + 8)};
     float d[WIDTH / 4];
 #pragma unroll
     for (int j = 0; j < WIDTH / 8; ++j) {

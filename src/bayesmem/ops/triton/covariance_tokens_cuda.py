@@ -18,7 +18,7 @@ def shared_bytes(key_dim: int) -> int:
     """Size of ``struct Shared``."""
     rows, square = 2 * TOKENS * key_dim, TOKENS // 4 * TOKEN_PLANE
     vectors = 16 + key_dim // 64 + key_dim // 16
-    return 2 * rows + rows + max(2 * square, 2 * rows) + square + 4 * (TOKENS * vectors + 1)
+    return 2 * rows + rows + max(2 * square, 2 * rows) + square + 4 * (TOKENS * vectors + 2)
 
 
 def cuda_tokens(key_dim: int, chunk: int, prec: str, device: torch.device) -> Callable[..., None] | None:
