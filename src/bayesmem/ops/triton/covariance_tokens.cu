@@ -167,10 +167,12 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 #pragma unroll
   for (int n = 0; n < UNITS; ++n) {
     const int from = part + PARTS * n, plane = THREAD % EIGHTHS, to = 8 * (THREAD / EIGHTHS) + THREADS * n;
-    float y[8];
+    float y[8], coarse[8], fine[8];
+    load4(coarse, s.coarse + 8 * from), load4(coarse + 4, s.coarse + 8 * from + 4);
+    load4(fine, s.fine + 8 * from), load4(fine + 4, s.fine + 8 * from + 4);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const float of[2] = {s.coarse[8 * from + j], s.fine[8 * from + j]};
+      const float of[2] = {coarse[j], fine[j]};
       y[j] = u[n][j] * below(of, sum, 8 * part - own >= -8 * PARTS * n - j);
     }
     store_eight(s.turned[0][from] + 8 * own, s.turned[1][from] + 8 * own, u[n]);
@@ -254,6 +256,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   store_square_turned(s.square, square);
   copies_wait();
   fence_for_groups();
+  sync_warp();
   // dgain comes, as the left side of a product: after the fence, which may wait for what was asked for before it.
   float y[EIGHTHS][4];
   const float *d = dgain + ((first + 2 * t) * H + head) * KDIM + row;
