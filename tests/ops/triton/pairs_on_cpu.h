@@ -2,6 +2,7 @@
 
 typedef unsigned short HALF;
 
+DEVICE float round_down(float x) { return std::floor(x); }
 DEVICE float exponential(float x) { return std::exp(x); }
 DEVICE void load2(float *x, const float *at) { x[0] = at[0], x[1] = at[1]; }
 DEVICE void load16(unsigned x[4], const HALF *at) { std::memcpy(x, at, 16); }
@@ -12,6 +13,7 @@ DEVICE void fetch(float &x, const float *at, bool there) { x = there ? *at : 0.f
 DEVICE void fetch2(float *x, const float *at) { load2(x, at); }
 DEVICE void fetch2(float *x, const float *at, bool there) { x[0] = x[1] = 0.f; if (there) load2(x, at); }
 DEVICE void fetch4(float *x, const float *at) { load4(x, at); }
+DEVICE void fetch4(float *x, const float *at, bool there) { x[0] = x[1] = x[2] = x[3] = 0.f; if (there) load4(x, at); }
 DEVICE void announce(const void *, int) {}
 DEVICE void announce(const void *) {}
 

@@ -7,6 +7,7 @@ DEVICE float exponential(float x) {  // what is below the least normal float is 
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x * 1.4426950408889634f));
   return r;
 }
+DEVICE float round_down(float x) { return floorf(x); }
 DEVICE void load2(float *x, const float *at) { const float2 v = *(const float2 *)at; x[0] = v.x, x[1] = v.y; }
 DEVICE void store16(HALF *at, const unsigned x[4]) { *(uint4 *)at = make_uint4(x[0], x[1], x[2], x[3]); }
 DEVICE void load16(unsigned x[4], const HALF *at) { const uint4 v = *(const uint4 *)at; x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }
@@ -33,6 +34,13 @@ DEVICE void fetch2(float *x, const float *at, bool there) {
 }
 DEVICE void fetch2(float *x, const float *at) {
   asm volatile("ld.global.L1::no_allocate.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "l"(at) : "memory");
+}
+DEVICE void fetch4(float *x, const float *at, bool there) {
+  asm volatile(FETCH("v4.f32", "mov.f32 %0, 0f00000000;\nmov.f32 %1, 0f00000000;\nmov.f32 %2, 0f00000000;\nmov.f32 %3, 0f00000000;\n", "%5")
+               " {%0, %1, %2, %3}, [%4];}"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "l"(at), "r"((int)there)
+               : "memory");
 }
 DEVICE void fetch4(float *x, const float *at) {
   asm volatile("ld.global.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"

@@ -15,6 +15,8 @@
 #define CHANNEL_PLANE (8 * KDIM + 8)  // with a row for every channel
 #define EIGHTHS (TOKENS / 8)
 #define SQUARE (TOKENS * TOKENS)
+#define ROWS (THREADS / TILES)    // of tokens by channels that all threads copy at once, an eighth each
+#define PARTS (THREADS / TOKENS)  // threads a token
 
 // Where an eighth of a swizzled row lies.
 DEVICE int swizzled(int row, int eighth) { return 64 * row + 8 * (eighth ^ (row & 7)); }
@@ -150,4 +152,9 @@ DEVICE float squares_of_eight(const HALF *at) {
     sum += lower * lower + upper * upper;
   }
   return sum;
+}
+
+// R_t / R_u from the two sums of either, where u comes before t.
+DEVICE float below(const float of[2], const float sum[2], bool is) {
+  return is ? exponential((of[0] - sum[0]) + (of[1] - sum[1])) : 0.f;
 }

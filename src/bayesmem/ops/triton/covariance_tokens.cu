@@ -16,9 +16,7 @@
 
 #define WARPS (THREADS / 32)
 #define UNITS (TOKENS * EIGHTHS / THREADS)  // eighths of a row of U and of S that a thread brings
-#define PARTS (THREADS / TOKENS)
 #define GATES (4 * TOKENS / THREADS)        // gates that it brings
-#define ROWS (THREADS / TILES)              // that all threads copy at once
 #ifndef AHEAD
 #define AHEAD 4  // steps of 16 channels of P_0 that registers hold
 #endif
@@ -45,11 +43,6 @@ struct Shared {
   float part[WARPS][TOKENS];                                         // w_t . k_t of a warp's channels; then of dn_t, its rows
   float trace, least;                                                // tr Lambda_C, the floor
 };
-
-// R_t / R_u where u comes before t.
-DEVICE float below(const float of[2], const float sum[2], bool is) {
-  return is ? exponential((of[0] - sum[0]) + (of[1] - sum[1])) : 0.f;
-}
 
 // Sums over the rows of a warp's 16 of what is given by column, 2t and 2t + 1 of every 8: half of the columns go to
 // the other half of the lanes, three times over.
