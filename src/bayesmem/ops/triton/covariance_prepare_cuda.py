@@ -1,4 +1,4 @@
-"""What a chunk of the covariance's backward knows, in CUDA C++ for Hopper (covariance_prepare.cu tells how it works)."""
+"""What a chunk of the covariance's backward knows, in CUDA C++ for Hopper (how: covariance_prepare.cu)."""
 
 from collections.abc import Callable
 
