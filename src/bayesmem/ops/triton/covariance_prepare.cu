@@ -153,7 +153,14 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   const float per_var[2] = {s.per_var[token], s.per_var[token + 8]};
   group_wait<0>();
   hold_all<WIDTH / 8>(x), hold_all<WIDTH / 8>(ag);
-  sync_all();  // nobody reads G and dgain any more
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (gap == 8 * j + (i & 1) - 8 * (i >> 1)) s.along[token + 8 * (i >> 1)] -= ag[j][i] * per_var[i >> 1];
+  sync_all();  // nobody reads G and dgain any more, and c is there
+  if (THREAD < TOKENS && own < live) along_key[gate] = s.along[own];
+  const float along[2] = {s.along[token], s.along[token + 8]};
 #pragma unroll
   for (int j = 0; j < WIDTH / 8; ++j) {
     float coarse[2], fine[2];
@@ -161,9 +168,8 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int on = 8 * j + (i & 1) - 8 * (i >> 1);
-      const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, gap > on), y = ag[j][i] * per_var[i >> 1];
-      if (gap == on) s.along[token + 8 * (i >> 1)] -= y;
-      x[j][i] *= r, ag[j][i] = r * y;
+      const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, gap > on);
+      x[j][i] *= r, ag[j][i] = r * (ag[j][i] * per_var[i >> 1]) + along[i >> 1] * x[j][i];
       if (sides + j / 2 == side) s.block[side][8 * (j & 1) + 2 * t + (i & 1)][g + 8 * (i >> 1)] = x[j][i];
     }
   }
@@ -191,13 +197,6 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     sync_all();
     clear<WIDTH / 8>(made);
     multiply(made, s.square[1], s.square[0]);
-    if (round == 0) {
-      if (THREAD < TOKENS && own < live) along_key[gate] = s.along[own];
-#pragma unroll
-      for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) ag[j][i] += s.along[token + 8 * (i >> 1)] * x[j][i];
-    }
     finish<WIDTH / 8>(made);
     store_square(s.square[3], made);
     fence_for_groups();
@@ -235,7 +234,6 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     for (int i = 0; i < 4; ++i)
       mixed[j][i] = .5f * (drive[j][i] + (gap > 8 * j + (i & 1) - 8 * (i >> 1) ? mixed[j][i] : 0.f));
   store_square_turned(s.square[3], mixed);
-  const float along[2] = {s.along[token], s.along[token + 8]};
 #pragma unroll
   for (int j = 0; j < WIDTH / 8; ++j) {
     float since[2];
