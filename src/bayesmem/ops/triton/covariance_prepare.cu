@@ -49,11 +49,11 @@ DEVICE void running(float out[TOKENS], float x, float y, int lane) {
 }
 
 // What this warpgroup's columns are of a product of matrices of tokens by tokens, added to; it is on its way.
-DEVICE void multiply(float out[WIDTH / 8][4], const Square &a, const Square &b) {
+DEVICE void multiply(float out[WIDTH / 8][4], const Square &a, const Square &b, int group) {
   hold_all<WIDTH / 8>(out);
   group_begin();
 #pragma unroll
-  for (int c = 0; c < EIGHTHS; c += 2) pair_product<WIDTH>(out, planes(a, c, 0), planes(b, c, WIDTH * (THREAD / 128)));
+  for (int c = 0; c < EIGHTHS; c += 2) pair_product<WIDTH>(out, planes(a, c, 0), planes(b, c, WIDTH * group));
   group_commit();
 }
 
@@ -76,7 +76,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
                           float *direct, float *alpha, HALF *read_high, HALF *read_low, float *to_end, float *along_key,
                           float *sums, const int *seq_start, const int *chunk_seq, const int *chunk_first, int H, int G) {
   SHARED_MEMORY(Shared, s);
-  const int warp = THREAD / 32, lane = THREAD % 32, g = lane / 4, t = lane % 4, group = warp / 4;
+  const int warp = THREAD / 32, lane = THREAD % 32, g = lane / 4, t = lane % 4, group = uniform(warp / 4);
   const int row = 16 * warp + g;              // channels: rows of Kbar and alpha
   const int token = 16 * (warp % 4) + g;      // rows of matrices of tokens by tokens
   const int column = WIDTH * group + 2 * t;   // the first of this thread's columns there; every 8th pair is its own too
@@ -196,13 +196,13 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     fence_for_groups();
     sync_all();
     clear<WIDTH / 8>(made);
-    multiply(made, s.square[1], s.square[0]);
+    multiply(made, s.square[1], s.square[0], group);
     finish<WIDTH / 8>(made);
     store_square(s.square[3], made);
     fence_for_groups();
     sync_all();
     clear<WIDTH / 8>(made);
-    multiply(made, s.square[3], turned);
+    multiply(made, s.square[3], turned, group);
     finish<WIDTH / 8>(made);
 #pragma unroll
     for (int j = 0; j < WIDTH / 8; ++j) {
@@ -219,8 +219,8 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   sync_all();
   float drive[WIDTH / 8][4], mixed[WIDTH / 8][4];
   clear<WIDTH / 8>(drive), clear<WIDTH / 8>(mixed);
-  multiply(drive, s.square[0], s.square[2]);
-  multiply(mixed, s.square[1], s.square[2]);
+  multiply(drive, s.square[0], s.square[2], group);
+  multiply(mixed, s.square[1], s.square[2], group);
   float *const solve_at = solve + at * SQUARE + token * TOKENS + column, *const direct_at = direct + at * SQUARE + token * TOKENS + column;
 #pragma unroll
   for (int j = 0; j < WIDTH / 8; ++j)
@@ -248,7 +248,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   store_square(s.square[4], inverse);
   fence_for_groups();
   sync_all();  // nobody reads Ag any more
-  multiply(mixed, s.square[2], s.square[3]);
+  multiply(mixed, s.square[2], s.square[3], group);
   store_square(s.drive, drive);
   finish<WIDTH / 8>(mixed);
 #pragma unroll
@@ -263,7 +263,9 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
 #pragma unroll
     for (int i = 0; i < 2; ++i) store2(direct_at + 8 * TOKENS * i + 8 * j, mixed[j][2 * i], mixed[j][2 * i + 1]);
   }
-  // dgain again: Y^T R is what alpha begins with.
+  fence_for_groups();
+  sync_warp();
+  // dgain again, after the fence, which may wait for it: Y^T R is what alpha begins with.
   float made_read[EIGHTHS][4], made_alpha[EIGHTHS][4];
   const float *d = dgain + ((first + 2 * t) * H + head) * KDIM + row;
   const int next = H * KDIM;
@@ -274,7 +276,6 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
       const bool is = 8 * c + 2 * t + i < live;
       fetch(made_alpha[c][i], d + i * next, is), fetch(made_alpha[c][i + 2], d + i * next + 8, is);
     }
-  fence_for_groups();
   sync_all();
 
   // Kbar, and alpha

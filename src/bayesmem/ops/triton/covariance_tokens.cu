@@ -80,7 +80,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
                          float *dprocess_noise, float *dobs_noise, float *dfloor, const int *seq_start,
                          const int *chunk_seq, const int *chunk_first, int H, int G, int added) {
   SHARED_MEMORY(Shared, s);
-  const int warp = THREAD / 32, lane = THREAD % 32, g = lane / 4, t = lane % 4, group = warp / 4;
+  const int warp = THREAD / 32, lane = THREAD % 32, g = lane / 4, t = lane % 4, group = uniform(warp / 4);
   const int row = 16 * warp + g;                // channels: rows of w^T, dk^T
   const int token = 16 * (warp % 4) + g;        // rows of D^T, of w G^T
   const int column = WIDTH * group + 2 * t;     // the first of this thread's columns there; every 8th pair is its own too
