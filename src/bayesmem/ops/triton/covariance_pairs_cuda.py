@@ -13,12 +13,13 @@ CAPABILITY = (9, 0)  # products of four warps with what lies in shared memory
 KEY_DIMS = (64, 128)  # whole warpgroups
 TOKENS = 64
 MACHINE = ("covariance_prelude.cu", "covariance_wgmma.cu", "covariance_chain_prelude.cu", "covariance_pairs.cu")
+MORE = {"covariance_tokens": ("covariance_tokens_parts.cu",)}  # what a kernel has besides
 TOKEN_PLANE = 2 * (8 * TOKENS + 8)  # bytes of 8 numbers of the contraction, a row for every token
 
 
 def files(name: str) -> tuple[str, ...]:
     """The kernel's source."""
-    return (*MACHINE, f"{name}.cu")
+    return (*MACHINE, *MORE.get(name, ()), f"{name}.cu")
 
 
 def pair_settings(key_dim: int, blocks: int) -> dict[str, int]:

@@ -16,6 +16,9 @@ and what needs no Lambda of Lambda_t g_t = ... + direct^T K - (slow(Li) ratio)^T
 
     direct = ratio (slow(Li^T (Ag Li + slow(Ag^T Li)) / 2 - Li^T slow(Qg^T nu Qg Li)) - c slow(Li) / 2)
     query = ratio tril(nu Qg Li)
+
+A Hopper has a kernel of its own (``covariance_prepare_cuda``) for gains that are a pair, without gradients of the
+predictive variance.
 """
 
 from dataclasses import dataclass

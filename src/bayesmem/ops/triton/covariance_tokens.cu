@@ -12,65 +12,13 @@
 //
 // Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (whether the second cache is told what is to be read),
 // and what the prelude asks for. Files before it: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu,
-// covariance_chain_prelude.cu) and pairs as operands (covariance_pairs.cu).
+// covariance_chain_prelude.cu), pairs as operands (covariance_pairs.cu), and covariance_tokens_parts.cu.
 
-#define WARPS (THREADS / 32)
 #define UNITS (TOKENS * EIGHTHS / THREADS)  // eighths of a row of U and of S that a thread brings
 #define GATES (4 * TOKENS / THREADS)        // gates that it brings
 #ifndef AHEAD
 #define AHEAD 4  // steps of 16 channels of P_0 that registers hold
 #endif
-
-struct Shared {
-  union {
-    Rows sent[2];  // N^T: high, low
-    Rows w[2];     // then w: a warp leaves its channels where it has read those of N
-    Rows dk[2];    // then dk: what it is added to, what it becomes
-  };
-  Rows k;
-  union {
-    struct { Square turned, rated; };  // U^T, a row for every token t, and U^T R_u / R_t
-    Rows gain[2];                      // then G
-  };
-  Square square;                                                     // S, then D, then told
-  float coarse[TOKENS], fine[TOKENS];                                // the log of R_t, in two sums
-  float scale[TOKENS], since[TOKENS];                                // -2 R_C / R_t, R_t^2
-  float spread[TOKENS], per_var[TOKENS];                             // innovation variance, and 1 over it
-  float noise[TOKENS], given[TOKENS], sigma[TOKENS], half[TOKENS];   // half: (along + sigma) / 2
-  float heard[TOKENS], k_k[TOKENS], w_k[TOKENS];                     // w_t . g_t, |k_t|^2, w_t . k_t
-  float along[TOKENS], gathered[TOKENS], bound[TOKENS];
-  float added[GROUPS][TOKENS];                                       // c_t of a warpgroup's columns
-  float part[WARPS][TOKENS];                                         // w_t . k_t of a warp's channels; then of dn_t, its rows
-  float trace, least;                                                // tr Lambda_C, the floor
-};
-
-// Sums over the rows of a warp's 16 of what is given by column, 2t and 2t + 1 of every 8: half of the columns go to
-// the other half of the lanes, three times over.
-template <int COUNT> DEVICE void sum_rows(float *out, float *x, int lane) {
-#pragma unroll
-  for (int mask = 16, count = COUNT / 2; mask >= 4; mask >>= 1, count >>= 1)
-#pragma unroll
-    for (int i = 0; i < COUNT / 2; ++i)
-      if (i < count) {
-        const bool upper = lane & mask;
-        const float away = upper ? x[i] : x[i + count], mine = upper ? x[i + count] : x[i];
-        x[i] = mine + shuffle_xor(away, mask);
-      }
-  const int first = (lane >> 4 & 1) * (COUNT / 2) + (lane >> 3 & 1) * (COUNT / 4) + (lane >> 2 & 1) * (COUNT / 8);
-#pragma unroll
-  for (int i = 0; i < COUNT / 8; ++i) out[8 * ((first + i) >> 1) + 2 * (lane & 3) + (first + i & 1)] = x[i];
-}
-
-struct Told {
-  float ds, used, power;  // sbar_t, the noise in use, what dn gathers
-  bool binds;             // the floor
-};
-
-DEVICE Told told_by(const Shared &s, int t) {
-  const float k_k = s.k_k[t], bound = s.least * k_k, given = s.given[t], ds = s.half[t] - .5f * s.heard[t];
-  const bool binds = bound > given;
-  return {ds, binds ? bound : given, s.w_k[t] + ds * k_k, binds};
-}
 
 GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_low, const float *innovation_var,
                          const float *sums, const float *process_noise, const float *obs_noise, const float *floor,
@@ -225,26 +173,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     finish<WIDTH / 8>(square);
   }
   const float after[2][2] = {{s.coarse[token], s.fine[token]}, {s.coarse[token + 8], s.fine[token + 8]}};
-  {
-    float c[2] = {0.f, 0.f};
-#pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j) {
-      float coarse[2], fine[2], noise[2];
-      load2(coarse, s.coarse + column + 8 * j), load2(fine, s.fine + column + 8 * j), load2(noise, s.noise + column + 8 * j);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int on = 8 * j + (i & 1) - 8 * (i >> 1);
-        const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, gap > on);
-        square[j][i] = gap > on ? 2.f * (r * square[j][i] - straight[j][i]) : 0.f;
-        c[i >> 1] += (gap == on ? 1.f : r * r) * noise[i & 1];
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      c[i] += shuffle_xor(c[i], 1), c[i] += shuffle_xor(c[i], 2);
-      if (t == 0) s.added[group][token + 8 * i] = c[i];
-    }
-  }
+  make_drive(s, square, straight, after, column, gap, group, t, token);
   sync_all();  // nobody reads S any more
   store_square_turned(s.square, square);
   copies_wait();
@@ -276,18 +205,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     group_commit();
     if (c >= 2) group_wait<1>();  // registers hold two steps' left sides
   }
-  {  // |k|^2: so many threads a token
-    const int one = THREAD / PARTS;
-    float k_k = 0.f;
-#pragma unroll
-    for (int i = 0; i < TILES / PARTS; ++i) {
-      const int of = THREAD % PARTS + PARTS * i;
-      k_k += squares_of_eight(s.k[of / 8] + swizzled(one, of % 8));
-    }
-#pragma unroll
-    for (int mask = 1; mask < PARTS; mask <<= 1) k_k += shuffle_xor(k_k, mask);
-    if (THREAD % PARTS == 0) s.k_k[one] = k_k;
-  }
+  square_keys(s);
   unsigned y_high[EIGHTHS / 2][4], y_low[EIGHTHS / 2][4];
 #pragma unroll
   for (int c = 0; c < EIGHTHS; c += 2) {
@@ -331,20 +249,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   fence_for_groups();
   sync_all();  // w is there, and nobody reads U and D any more
   bring(s.gain[0], gain_high + own_row, step), bring(s.gain[1], gain_low + own_row, step);
-  {  // w . k
-    float w_k[2 * EIGHTHS];
-#pragma unroll
-    for (int c = 0; c < EIGHTHS; c += 2) {
-      unsigned keys[4];
-      turned_rows(keys, s.k, c);
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-          w_k[2 * (c + j) + i] = w[c + j][i] * one_of(keys, j, i) + w[c + j][2 + i] * one_of(keys, j, 2 + i);
-    }
-    sum_rows<2 * EIGHTHS>(s.part[warp], w_k, lane);
-  }
+  times_keys(s, w, warp, lane);
   copies_wait();
   fence_for_groups();
   sync_all();  // G is there
@@ -383,25 +288,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     one = told_by(s, own);
     s.along[own] = one.binds ? 2.f * s.least * one.ds : 0.f;
   }
-  {
-    const Told of[2] = {told_by(s, token), told_by(s, token + 8)};
-    float d[WIDTH / 4];
-#pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j) {
-      float coarse[2], fine[2], spread[2];
-      load2(coarse, s.coarse + column + 8 * j), load2(fine, s.fine + column + 8 * j), load2(spread, s.spread + column + 8 * j);
-      d[2 * j] = d[2 * j + 1] = 0.f;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int on = 8 * j + (i & 1) - 8 * (i >> 1);
-        const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, gap > on);
-        const float square_r = gap == on ? 1.f : r * r;
-        square[j][i] = spread[i & 1] * (gap == on ? 2.f * of[i >> 1].ds : -square_r * square[j][i]);
-        d[2 * j + (i & 1)] += square_r * of[i >> 1].power;
-      }
-    }
-    sum_rows<WIDTH / 4>(s.part[warp % 4] + WIDTH * group, d, lane);
-  }
+  make_told(s, square, after, column, gap, group, warp, lane);
   store_square(s.square, square);
   fence_for_groups();
   sync_all();  // told is there, and of dn every warp's rows
@@ -485,17 +372,5 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 #pragma unroll
   for (int n = 0; n < TOKENS / ROWS; ++n)
     if (start + ROWS * n < live) move16(dk + own_row + n * step, s.dk[1][0] + place + 64 * ROWS * n);
-  if (warp == WARPS - 1) {  // sums over the tokens after each: two tokens a lane
-    const float here = s.gathered[2 * lane], next = s.gathered[2 * lane + 1];
-    float on = here + next, bound = s.bound[2 * lane] + s.bound[2 * lane + 1];
-#pragma unroll
-    for (int step = 1; step < 32; step <<= 1) {
-      const float more = shuffle(on, lane + step & 31);
-      if (lane + step < 32) on += more;
-      bound += shuffle_xor(bound, step);
-    }
-    if (2 * lane < live) dlog_retention[(first + 2 * lane) * H + head] = 2.f * on;
-    if (2 * lane + 1 < live) dlog_retention[(first + 2 * lane + 1) * H + head] = 2.f * (on - here);
-    if (lane == 0) later[at] = on, dfloor[at] = bound;
-  }
+  if (warp == WARPS - 1) gather(s, dlog_retention + first * H + head, later + at, dfloor + at, live, H, lane);
 }

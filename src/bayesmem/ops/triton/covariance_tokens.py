@@ -14,6 +14,9 @@ The gradient of the log retention needs no matrix. tau-_t = <Lambda-_t, P-_t> ru
     tau-_t = tau_t + sigma_t s_t - sbar_t r_t + nu_t var_t,    dlog rho_t = 2 (tau-_t - n_t tr Lambda-_t) = 2 tau_{t-1}
 
 Where the floor binds, r_t = floor |k_t|^2: then dk_t gains 2 floor sbar_t k_t, and the floor what r_t would have had.
+
+A Hopper has a kernel of its own (``covariance_tokens_cuda``) for 16-bit streams without gradients of the predictive
+variance.
 """
 
 from dataclasses import dataclass
