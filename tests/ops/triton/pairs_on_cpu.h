@@ -2,6 +2,7 @@
 
 typedef unsigned short HALF;
 
+#define GRID 0  // nobody needs to know
 DEVICE int uniform(int x) { return x; }
 DEVICE float round_down(float x) { return std::floor(x); }
 DEVICE float exponential(float x) { return std::exp(x); }

@@ -7,6 +7,7 @@ DEVICE float exponential(float x) {  // what is below the least normal float is 
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x * 1.4426950408889634f));
   return r;
 }
+#define GRID ((int)gridDim.x)
 DEVICE int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }  // what all lanes know, so that the compiler knows it
 DEVICE float round_down(float x) { return floorf(x); }
 DEVICE void load2(float *x, const float *at) { const float2 v = *(const float2 *)at; x[0] = v.x, x[1] = v.y; }

@@ -10,10 +10,14 @@
 // row a token t and a column an earlier token u, are made by columns. What is read once is asked for a stage ahead,
 // in registers where shared memory has no room for it; the covariance and the gains first of all from the second cache.
 //
-// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (whether the second cache is told what is to be read),
-// and what the prelude asks for. Files before it: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu,
-// covariance_chain_prelude.cu), pairs as operands (covariance_pairs.cu), and covariance_tokens_parts.cu.
+// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (0, 1: the second cache is told what this block is to read, 2:
+// and what the block does that follows it), and what the prelude asks for. Files before it: what the machine gives
+// (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands (covariance_pairs.cu), and
+// covariance_tokens_parts.cu.
 
+#ifndef ONWARD
+#define ONWARD 264  // blocks from one that runs to one that takes such a place
+#endif
 #define UNITS (TOKENS * EIGHTHS / THREADS)  // eighths of a row of U and of S that a thread brings
 #define GATES (4 * TOKENS / THREADS)        // gates that it brings
 #ifndef AHEAD
@@ -90,6 +94,14 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     fetch(gate[n][1], dinnovation_var + (first + own) * H + head, which == 3 && own < live && dinnovation_var);
   }
   fetch(least, floor + head, true);
+#if ANNOUNCE > 1
+  if (THREAD == 32 && at + ONWARD < GRID) {
+    const long long then = at + ONWARD;
+    announce(solve + then * SQUARE, 4 * SQUARE), announce(met + then * SQUARE, 4 * SQUARE);
+    announce(direct + then * SQUARE, 4 * SQUARE), announce(sums + then * 2 * TOKENS, 8 * TOKENS);
+    announce(sent_high + then * TOKENS * KDIM, 2 * TOKENS * KDIM), announce(sent_low + then * TOKENS * KDIM, 2 * TOKENS * KDIM);
+  }
+#endif
 #if ANNOUNCE
   if (THREAD == 0) announce(checkpoints + at * KDIM * KDIM, 4 * KDIM * KDIM);
 #pragma unroll
