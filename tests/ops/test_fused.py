@@ -287,7 +287,7 @@ def test_without_a_gpu_the_mend_is_named(monkeypatch):
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("key_dim", [64, 128, 200])
 def test_sizes_of_use_without_variances(key_dim: int, packed: bool):
-    """What a training asks for: gains are halved, and on Hopper the backward's chain is in CUDA C++."""
+    """What a training asks for: gains are halved, and on Hopper the backward is in CUDA C++."""
     bounds = torch.tensor([0, 1, 130, 200], device=DEVICE) if packed else None
     sizes = {"batch": 1, "rows": 3} if packed else {"batch": 2}
     case = prepared(DESIGNS[0], torch.bfloat16, length=200, groups=2, heads=4, key_dim=key_dim, value_dim=48, **sizes)

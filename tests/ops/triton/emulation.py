@@ -1,15 +1,16 @@
-"""Runs the CUDA covariance pass on a CPU: compiled by the C++ compiler, every CUDA thread a fiber."""
+"""Runs the CUDA kernels of the covariance on a CPU: compiled by the C++ compiler, every CUDA thread a fiber."""
 
 import ctypes
 import shutil
 import subprocess
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bayesmem.ops.triton import covariance_cuda, cuda_source
+from bayesmem.ops.triton import covariance_cuda, covariance_pairs_cuda, cuda_source
 from bayesmem.ops.triton.covariance_cuts import cut_room
 from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.spans import Spans
@@ -80,3 +81,20 @@ def emulated_forward(
         arguments = Arguments(*(x.data_ptr() for x in tensors), *sizes)
         library.launch(ctypes.byref(arguments), chains * (1 if mend else segments))
     return (gain, low), *outputs
+
+
+def emulated_pairs(
+    folder: Path, name: str, settings: dict[str, int], shared_bytes: int, blocks: int, args: Sequence[Tensor | int]
+) -> None:
+    """A kernel of the covariance's backward with its arguments, in so many blocks."""
+    assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
+    own = [cuda_source.HERE / file for file in covariance_pairs_cuda.files(name)[3:]]
+    parts = (HERE / "cuda_on_cpu.h", HERE / "pairs_on_cpu.h", *own, HERE / "pairs_on_cpu_main.h")
+    library = folder / f"{name}.so"
+    options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-", "-o", str(library)]
+    options += [f"-D{key}={value}" for key, value in (settings | {"WARPGROUPS": 0, "NAME": name}).items()]
+    subprocess.run([COMPILER, *options], input="\n".join(p.read_text() for p in parts).encode(), check=True)
+    emulated = ctypes.CDLL(str(library))
+    assert emulated.shared_size() == shared_bytes, "shared_bytes and struct Shared differ"
+    slots = [x if isinstance(x, int) else x.data_ptr() for x in args]
+    emulated.launch((ctypes.c_void_p * len(slots))(*slots), blocks)

@@ -1,8 +1,5 @@
 """The reverse chain of the covariance in CUDA C++ against its equations in float64; thread by thread on a CPU."""
 
-import ctypes
-import subprocess
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,15 +8,14 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.triton import covariance_chain_cuda as chain_cuda
-from bayesmem.ops.triton import cuda_source
-from bayesmem.ops.triton.covariance_chain_cuda import RENEW, TOKENS
-from bayesmem.ops.triton.covariance_config import chain_config
+from bayesmem.ops.triton.covariance_config import RENEW, chain_config
 from bayesmem.ops.triton.covariance_cuts import cut_room
+from bayesmem.ops.triton.covariance_pairs_cuda import CAPABILITY, TOKENS
 from bayesmem.ops.triton.spans import Spans, spans_of
-from ops.triton.emulation import COMPILER, HERE
+from ops.triton.emulation import emulated_pairs
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == chain_cuda.CAPABILITY
+HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == CAPABILITY
 PAIRS = 3e-5  # relative: what pairs are wrong by, 2^-17 a product, over a few chunks
 GATES = ("process_noise", "obs_noise", "floor")
 NAMES = ("sent", "met", "trace", "overlap", "d_initial")
@@ -32,24 +28,11 @@ def run(folder: Path, key_dim: int, chains: int, segments: int, args: list[Tenso
         assert launch is not None
         launch(chains, segments, args)
         return
-    assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    slots = [x if isinstance(x, int) else x.data_ptr() for x in (*args, segments)]
+    shared = chain_cuda.shared_bytes(key_dim)
     for mend in range(1 if segments == 1 else 2):
-        emulated = compiled(folder, key_dim, mend)
-        assert emulated.shared_size() == chain_cuda.shared_bytes(key_dim), "shared_bytes and struct Shared differ"
-        emulated.launch((ctypes.c_void_p * len(slots))(*slots), chains if mend else chains * segments)
-
-
-@lru_cache
-def compiled(folder: Path, key_dim: int, mend: int) -> ctypes.CDLL:
-    own = [cuda_source.HERE / file for file in chain_cuda.SOURCES]
-    parts = [HERE / "cuda_on_cpu.h", HERE / "chain_on_cpu.h", *own, HERE / "chain_on_cpu_main.h"]
-    defines = chain_cuda.settings(key_dim) | {"WARPGROUPS": 0, "MEND": mend}
-    library = folder / f"chain_{key_dim}_{mend}.so"
-    options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-", "-o", str(library)]
-    options += [f"-D{key}={value}" for key, value in defines.items()]
-    subprocess.run([COMPILER, *options], input="\n".join(p.read_text() for p in parts).encode(), check=True)
-    return ctypes.CDLL(str(library))
+        name, chosen = (chain_cuda.NAME + "_mend" * mend, chain_cuda.settings(key_dim, bool(mend)))
+        blocks = chains if mend else chains * segments
+        emulated_pairs(folder, name, chosen, shared, blocks, [*args, segments])
 
 
 def pair(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,21 +145,21 @@ def joined(lengths: tuple[int, ...]) -> tuple[int, ...]:
         (64, (3, TOKENS, 2 * TOKENS + 5), 2, True),
     ],
 )
-def test_it_is_the_recurrence_in_float64(tmp_path_factory, key_dim, lengths, heads, reset):
+def test_it_is_the_recurrence_in_float64(tmp_path, key_dim, lengths, heads, reset):
     bounds = joined(lengths)
     x = inputs(spans_of(bounds, TOKENS, torch.device("cpu")), heads, key_dim, reset)
-    check(tmp_path_factory.getbasetemp(), x, bounds, d_final=len(lengths) < 3)
+    check(tmp_path, x, bounds, d_final=len(lengths) < 3)
 
 
 @pytest.mark.parametrize("agree", [True, False])
-def test_segments_are_the_recurrence_in_float64(tmp_path_factory, agree):
+def test_segments_are_the_recurrence_in_float64(tmp_path, agree):
     """A chain forgets as soon as was estimated, or later than that; beside it one too short to be cut."""
     lengths = (12 * TOKENS + 5, 2 * TOKENS)
     bounds = joined(lengths)
     x = inputs(spans_of(bounds, TOKENS, torch.device("cpu")), 2, 64, False)
     if agree:
         x["to_end"] *= 1e-4  # R_C of chunks
-    count = check(tmp_path_factory.getbasetemp(), x, bounds, segments=3).view(2, 2, -1)
+    count = check(tmp_path, x, bounds, segments=3).view(2, 2, -1)
     agreed, done, mended = count[..., 3:5], count[..., -2], count[..., -1]
     assert done.tolist() == [[3, 3], [0, 0]] and mended.any() != agree
     assert agreed[0].tolist() == [[int(agree)] * 2] * 2

@@ -16,6 +16,9 @@ and what needs no Lambda of Lambda_t g_t = ... + direct^T K - (slow(Li) ratio)^T
 
     direct = ratio (slow(Li^T (Ag Li + slow(Ag^T Li)) / 2 - Li^T slow(Qg^T nu Qg Li)) - c slow(Li) / 2)
     query = ratio tril(nu Qg Li)
+
+A Hopper has a kernel of its own (``covariance_prepare_cuda``) for gains that are a pair, without gradients of the
+predictive variance.
 """
 
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bayesmem.ops.triton.covariance_config import prepare_config
+from bayesmem.ops.triton.covariance_prepare_cuda import cuda_prepare
 from bayesmem.ops.triton.covariance_products import (
     Pair,
     pair_product,
@@ -48,6 +52,7 @@ from bayesmem.ops.triton.covariance_tiles import (
     store_sums,
     store_token_pair,
 )
+from bayesmem.ops.triton.cuda_launch import aligned
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.mean_tiles import square_tile
@@ -201,7 +206,7 @@ def prepare(
     prec: str,
     tuning: Tuning | None,
 ) -> Prepared:
-    """Launch ``prepare_kernel``; the arguments are those of ``covariance_backward``."""
+    """Launch one of the two kernels; the arguments are those of ``covariance_backward``."""
     heads, key_dim = dgain.shape[1:]
     chunk, asked = spans.chunk_size, dvar is not None
     solve = innovation_var.new_empty(spans.chunks, heads, chunk, chunk)
@@ -221,6 +226,15 @@ def prepare(
         torch.empty_like(log_retention),
         innovation_var.new_empty(spans.chunks, heads, 2, chunk),
     )
+    in_cuda = None
+    if k.dtype == torch.bfloat16 and made is None and not asked and "prepare" not in (tuning or {}):
+        in_cuda = cuda_prepare(key_dim, chunk, prec, k.device)
+    if in_cuda is not None:
+        given = (aligned(k), *gain, innovation_var, log_retention, dgain)
+        filled = (solve, prepared.direct, alpha, *prepared.read, prepared.to_end, prepared.along, prepared.sums)
+        places = (spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, k.shape[1])
+        in_cuda(spans.chunks * heads, (*given, 0 if dinnovation_var is None else dinnovation_var, *filled, *places))
+        return prepared
     prepare_kernel[(spans.chunks, heads)](
         k,
         q,

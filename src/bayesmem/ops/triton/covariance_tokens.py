@@ -14,6 +14,9 @@ The gradient of the log retention needs no matrix. tau-_t = <Lambda-_t, P-_t> ru
     tau-_t = tau_t + sigma_t s_t - sbar_t r_t + nu_t var_t,    dlog rho_t = 2 (tau-_t - n_t tr Lambda-_t) = 2 tau_{t-1}
 
 Where the floor binds, r_t = floor |k_t|^2: then dk_t gains 2 floor sbar_t k_t, and the floor what r_t would have had.
+
+A Hopper has a kernel of its own (``covariance_tokens_cuda``) for 16-bit streams without gradients of the predictive
+variance.
 """
 
 from dataclasses import dataclass
@@ -34,8 +37,10 @@ from bayesmem.ops.triton.covariance_tiles import (
     place_chunk,
     store_gate,
 )
+from bayesmem.ops.triton.covariance_tokens_cuda import cuda_tokens
 from bayesmem.ops.triton.covariance_tokens_tiled import tokens_kernel
 from bayesmem.ops.triton.covariance_tokens_whole import whole_tokens_kernel
+from bayesmem.ops.triton.cuda_launch import aligned
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning
 from bayesmem.ops.triton.spans import Spans
@@ -102,7 +107,7 @@ def tokens(
     tuning: Tuning | None,
     dk: Tensor | None = None,
 ) -> TokenGradients:
-    """Launch ``tokens_kernel`` and ``settle_kernel``, and for float32 streams ``covariance_retention``.
+    """Launch one of the three kernels and ``settle_kernel``, and for float32 streams ``covariance_retention``.
 
     The gradient of k is added to ``dk``, where it is given.
 
@@ -122,42 +127,54 @@ def tokens(
         torch.zeros_like(chained.overlap),
     )
     turned = torch.empty_like(chained.overlap)
-    config = tokens_config(k, prec, tuning)
-    kernel = tokens_kernel if "OUT_BLOCK" in config else whole_tokens_kernel
-    kernel[(spans.chunks, heads)](
-        k,
-        q,
-        *prepared.gain,
-        innovation_var,
-        prepared.sums,
-        *gates[1:],
-        *gradients,
-        var,
-        prepared.solve,
-        prepared.direct,
-        prepared.query,
-        prepared.along,
-        *chained.sent,
-        chained.met,
-        chained.trace,
-        checkpoints,
-        *prepared.read,
-        made.k,
-        made.log_retention,
-        turned,
-        made.process_noise,
-        made.obs_noise,
-        made.floor,
-        spans.seq_start,
-        spans.chunk_seq,
-        spans.chunk_first,
-        H=heads,
-        G=k.shape[1],
-        K=key_dim,
-        C=spans.chunk_size,
-        ADDED=dk is not None,
-        **config,
-    )
+    in_cuda = None
+    if k.dtype == torch.bfloat16 and gradients[2] is None and "tokens" not in (tuning or {}):
+        in_cuda = cuda_tokens(key_dim, spans.chunk_size, prec, k.device)
+    if in_cuda is not None and made.k.data_ptr() % 16 == 0:
+        dgain, sigma, _ = gradients
+        given = (aligned(k), *prepared.gain, innovation_var, prepared.sums, *gates[1:], dgain)
+        solved = (0 if sigma is None else sigma, prepared.solve, prepared.direct, prepared.along)
+        after = (*chained.sent, chained.met, chained.trace, checkpoints)
+        filled = (made.k, made.log_retention, turned, made.process_noise, made.obs_noise, made.floor)
+        places = (spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, k.shape[1], int(dk is not None))
+        in_cuda(spans.chunks * heads, (*given, *solved, *after, *filled, *places))
+    else:
+        config = tokens_config(k, prec, tuning)
+        kernel = tokens_kernel if "OUT_BLOCK" in config else whole_tokens_kernel
+        kernel[(spans.chunks, heads)](
+            k,
+            q,
+            *prepared.gain,
+            innovation_var,
+            prepared.sums,
+            *gates[1:],
+            *gradients,
+            var,
+            prepared.solve,
+            prepared.direct,
+            prepared.query,
+            prepared.along,
+            *chained.sent,
+            chained.met,
+            chained.trace,
+            checkpoints,
+            *prepared.read,
+            made.k,
+            made.log_retention,
+            turned,
+            made.process_noise,
+            made.obs_noise,
+            made.floor,
+            spans.seq_start,
+            spans.chunk_seq,
+            spans.chunk_first,
+            H=heads,
+            G=k.shape[1],
+            K=key_dim,
+            C=spans.chunk_size,
+            ADDED=dk is not None,
+            **config,
+        )
     settle_kernel[(spans.chunks, heads)](
         chained.overlap,
         turned,

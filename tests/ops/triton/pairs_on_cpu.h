@@ -2,10 +2,22 @@
 
 typedef unsigned short HALF;
 
+#define GRID 0  // nobody needs to know
+DEVICE int uniform(int x) { return x; }
+DEVICE float round_down(float x) { return std::floor(x); }
 DEVICE float exponential(float x) { return std::exp(x); }
 DEVICE void load2(float *x, const float *at) { x[0] = at[0], x[1] = at[1]; }
+DEVICE void load16(unsigned x[4], const HALF *at) { std::memcpy(x, at, 16); }
+DEVICE void store16(HALF *at, const unsigned x[4]) { std::memcpy(at, x, 16); }
 DEVICE void move16(HALF *to, const HALF *from) { std::memcpy(to, from, 16); }
 DEVICE float wide(HALF x) { return as_float((unsigned)x << 16); }
+DEVICE void fetch(float &x, const float *at, bool there) { x = there ? *at : 0.f; }
+DEVICE void fetch2(float *x, const float *at) { load2(x, at); }
+DEVICE void fetch2(float *x, const float *at, bool there) { x[0] = x[1] = 0.f; if (there) load2(x, at); }
+DEVICE void fetch4(float *x, const float *at) { load4(x, at); }
+DEVICE void fetch4(float *x, const float *at, bool there) { x[0] = x[1] = x[2] = x[3] = 0.f; if (there) load4(x, at); }
+DEVICE void announce(const void *, int) {}
+DEVICE void announce(const void *) {}
 
 // What is under way has not come before copies_wait: until then its place holds NaN.
 static std::vector<std::pair<void *, const void *>> under_way[THREADS];
@@ -16,6 +28,18 @@ DEVICE void copy(void *to, const void *from, bool there) {
 DEVICE void copies_wait() {
   for (const auto &[to, from] : under_way[current]) from ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
   under_way[current].clear();
+}
+
+DEVICE void load_turned(unsigned tiles[4], const HALF *at) {
+  static const HALF *place[THREADS / 32][32];
+  const int warp = current / 32, lane = current % 32;
+  place[warp][lane] = at;
+  sync_warp();
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4, column = 2 * (lane % 4);  // of this lane's two numbers in tile i
+    tiles[i] = place[warp][8 * i + column][row] | place[warp][8 * i + column + 1][row] << 16;
+  }
+  sync_warp();
 }
 
 static void store(HALF *at, const unsigned tiles[4], bool turned) {

@@ -1,4 +1,4 @@
-// The launch of covariance_chain.cu.
+// The launch of the kernel NAME.
 
 static void *const *given;
 
@@ -16,11 +16,7 @@ template <typename... Types, size_t... I> static void call(void (*run)(Types...)
 template <typename... Types> static void call(void (*run)(Types...)) { call(run, std::index_sequence_for<Types...>()); }
 
 static void kernel() {
-#if MEND
-  call(covariance_chain_mend);
-#else
-  call(covariance_chain);
-#endif
+  call(NAME);
 }
 
 extern "C" void launch(void *const *arguments, int blocks) {

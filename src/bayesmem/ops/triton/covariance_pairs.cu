@@ -1,0 +1,160 @@
+// Products of pairs of bfloat16, x = high + low (covariance_products.py), by warpgroups: what covariance_chain.cu and
+// covariance_tokens.cu share. Each warpgroup has 64 rows of what it makes.
+//
+// What tensor cores read from shared memory has the contraction along its rows. What threads write there lies in
+// planes of 8 numbers of the contraction, 16 bytes for every row or column of the operand, padded against bank conflicts.
+// What is copied there lies in rows of 64 numbers as in memory, so that 128 bytes stay together, the eighths of
+// a row in an order of their own (swizzled). An accumulator holds rows g and g + 8 of its warp's 16, columns 2t and 2t + 1 of
+// every 8 (lane = 4 g + t), and two of those are an operand's 16 columns as they are.
+
+#define TOKENS 64
+#define GROUPS (KDIM / 64)
+#define TILES (KDIM / 8)
+#define WIDTH (TOKENS / GROUPS)       // columns that a warpgroup makes of a matrix of tokens by tokens
+#define TOKEN_PLANE (8 * TOKENS + 8)  // a plane with a row for every token, in halves
+#define CHANNEL_PLANE (8 * KDIM + 8)  // with a row for every channel
+#define EIGHTHS (TOKENS / 8)
+#define SQUARE (TOKENS * TOKENS)
+#define ROWS (THREADS / TILES)    // of tokens by channels that all threads copy at once, an eighth each
+#define PARTS (THREADS / TOKENS)  // threads a token
+
+// Where an eighth of a swizzled row lies.
+DEVICE int swizzled(int row, int eighth) { return 64 * row + 8 * (eighth ^ (row & 7)); }
+
+// Two neighbours as pairs: the high halves, and the low ones.
+struct Halves { unsigned high, low; };
+
+DEVICE Halves halves(float x, float y) {
+  Halves h;
+  h.high = bfloat16s(x, y);
+  h.low = bfloat16s(x - as_float(h.high << 16), y - as_float(h.high & 0xffff0000u));
+  return h;
+}
+
+// An operand's pair in shared memory; planes so far apart, or none: swizzled rows.
+struct Operand {
+  const HALF *high, *low;
+  int plane;
+};
+
+// d += a b of pairs: 16 of the contraction; a in registers, or the 64 rows of this warpgroup in shared memory.
+template <int COLUMNS> DEVICE void pair_product(float (*d)[4], const unsigned high[4], const unsigned low[4], const Operand &b) {
+  product<COLUMNS>(d, high, b.low, b.plane);
+  product<COLUMNS>(d, low, b.high, b.plane);
+  product<COLUMNS>(d, high, b.high, b.plane);
+}
+
+template <int COLUMNS> DEVICE void pair_product(float (*d)[4], const Operand &a, const Operand &b) {
+  product<COLUMNS>(d, a.high, a.plane, b.low, b.plane);
+  product<COLUMNS>(d, a.low, a.plane, b.high, b.plane);
+  product<COLUMNS>(d, a.high, a.plane, b.high, b.plane);
+}
+
+template <int COUNT> DEVICE void hold_all(float (*d)[4]) {
+#pragma unroll
+  for (int j = 0; j < COUNT; ++j) hold(d[j]);
+}
+
+template <int COUNT> DEVICE void finish(float (*d)[4]) {  // of all products begun
+  group_commit();
+  group_wait<0>();
+  hold_all<COUNT>(d);
+}
+
+template <int COUNT> DEVICE void clear(float (*d)[4]) {
+#pragma unroll
+  for (int j = 0; j < COUNT; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[j][i] = 0.f;
+}
+
+// Eight neighbours as a pair, 16 bytes each.
+DEVICE void store_eight(HALF *high, HALF *low, const float x[8]) {
+  unsigned highs[4], lows[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const Halves h = halves(x[2 * i], x[2 * i + 1]);
+    highs[i] = h.high, lows[i] = h.low;
+  }
+  store16(high, highs), store16(low, lows);
+}
+
+// A matrix of tokens by tokens as a pair: high, low.
+typedef HALF Square[2][EIGHTHS][TOKEN_PLANE];
+
+// Eighths c and c + 1 of its contraction, from a row on.
+DEVICE Operand planes(const Square &x, int c, int row) { return {x[0][c] + 8 * row, x[1][c] + 8 * row, TOKEN_PLANE}; }
+
+// What is copied: tokens by channels, 64 channels after 64; and as an operand with tokens for its rows, from one on.
+typedef HALF Rows[GROUPS][64 * TOKENS];
+DEVICE Operand rows_at(const Rows *x, int c, int row) {
+  const int at = 64 * row + 8 * (c % 8);
+  return {x[0][c / 8] + at, x[1][c / 8] + at, 0};
+}
+
+// A pair of tiles of an accumulator's 8 columns, rows g and g + 8: high, high, low, low.
+DEVICE void pair_of(unsigned tiles[4], const float x[4]) {
+  const Halves upper = halves(x[0], x[1]), lower = halves(x[2], x[3]);
+  tiles[0] = upper.high, tiles[1] = lower.high, tiles[2] = upper.low, tiles[3] = lower.low;
+}
+
+// A product's left side of two of those.
+DEVICE void left_of(unsigned high[4], unsigned low[4], const float x[4], const float y[4]) {
+  unsigned one[4], other[4];
+  pair_of(one, x), pair_of(other, y);
+  high[0] = one[0], high[1] = one[1], high[2] = other[0], high[3] = other[1];
+  low[0] = one[2], low[1] = one[3], low[2] = other[2], low[3] = other[3];
+}
+
+// What a warpgroup has made of a matrix of tokens by tokens, 64 rows and its WIDTH columns, for an operand whose rows are
+// the same; turned, whose rows are its columns.
+DEVICE void store_square(Square &to, const float x[WIDTH / 8][4]) {
+  const int warp = THREAD / 32, tile = THREAD % 32 >> 3, line = THREAD & 7;  // of four tiles, whose place this lane tells
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; ++j) {
+    unsigned tiles[4];
+    pair_of(tiles, x[j]);
+    store_tiles(to[tile >> 1][WIDTH / 8 * (warp / 4) + j] + 8 * (16 * (warp % 4) + 8 * (tile & 1) + line), tiles);
+  }
+}
+
+DEVICE void store_square_turned(Square &to, const float x[WIDTH / 8][4]) {
+  const int warp = THREAD / 32, tile = THREAD % 32 >> 3, line = THREAD & 7;
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; ++j) {
+    unsigned tiles[4];
+    pair_of(tiles, x[j]);
+    store_turned(to[tile >> 1][2 * (warp % 4) + (tile & 1)] + 8 * (WIDTH * (warp / 4) + 8 * j + line), tiles);
+  }
+}
+
+// The left side, this warp's 16 channels by tokens 8 c to 8 c + 15, of what lies with tokens for its rows.
+DEVICE void turned_rows(unsigned tiles[4], const Rows &rows, int c) {
+  const int tile = THREAD % 32 >> 3, line = THREAD & 7;
+  const int token = 8 * c + 8 * (tile >> 1) + line, eighth = 2 * (THREAD / 32) + (tile & 1);
+  load_turned(tiles, rows[eighth / 8] + swizzled(token, eighth % 8));
+}
+
+// Two neighbours of such: tile j of two, number i of an accumulator's four.
+DEVICE float one_of(const unsigned tiles[4], int j, int i) {
+  const unsigned two = tiles[2 * j + (i >> 1)];
+  return as_float(i & 1 ? two & 0xffff0000u : two << 16);
+}
+
+// The sum of the squares of eight neighbours.
+DEVICE float squares_of_eight(const HALF *at) {
+  unsigned x[4];
+  load16(x, at);
+  float sum = 0.f;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float lower = as_float(x[i] << 16), upper = as_float(x[i] & 0xffff0000u);
+    sum += lower * lower + upper * upper;
+  }
+  return sum;
+}
+
+// R_t / R_u from the two sums of either, where u comes before t.
+DEVICE float below(const float of[2], const float sum[2], bool is) {
+  return is ? exponential((of[0] - sum[0]) + (of[1] - sum[1])) : 0.f;
+}

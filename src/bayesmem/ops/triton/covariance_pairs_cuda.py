@@ -1,0 +1,59 @@
+"""What the CUDA C++ kernels of the covariance's backward share (``covariance_pairs.cu``): where they run, and how."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+
+from bayesmem.ops.triton.covariance_cuda import KEY_KINDS
+from bayesmem.ops.triton.cuda_source import compiled
+from bayesmem.ops.triton.device import limits
+
+CAPABILITY = (9, 0)  # products of four warps with what lies in shared memory
+KEY_DIMS = (64, 128)  # whole warpgroups
+TOKENS = 64
+MACHINE = ("covariance_prelude.cu", "covariance_wgmma.cu", "covariance_chain_prelude.cu", "covariance_pairs.cu")
+MORE = {  # what a kernel has besides
+    "covariance_chain": ("covariance_keys.cu", "covariance_cuts.cu"),
+    "covariance_tokens": ("covariance_tokens_parts.cu",),
+}
+TOKEN_PLANE = 2 * (8 * TOKENS + 8)  # bytes of 8 numbers of the contraction, a row for every token
+
+
+def files(name: str) -> tuple[str, ...]:
+    """The kernel's source, in order."""
+    source = name.removesuffix("_mend")
+    return (*MACHINE, *MORE.get(source, ()), f"{source}.cu")
+
+
+def pair_settings(key_dim: int, blocks: int) -> dict[str, int]:
+    """What every such source is compiled with; so many blocks share a multiprocessor."""
+    machine = {"CLUSTER": 1, "KEY_KIND": KEY_KINDS[torch.bfloat16], "BLOCKS": blocks}
+    return {"K": key_dim, "KDIM": key_dim, "THREADS": 2 * key_dim, **machine}
+
+
+def applies(key_dim: int, chunk: int, prec: str, device: torch.device) -> bool:
+    """Whether such a kernel can do it, or a Triton one has to.
+
+    Args:
+        key_dim: K.
+        chunk: tokens a chunk.
+        prec: of the products: only those of pairs of bfloat16 are made here.
+        device: where.
+    """
+    if device.type != "cuda" or torch.version.cuda is None or prec != "bf16x3" or key_dim not in KEY_DIMS:
+        return False
+    return chunk == TOKENS and limits(device).capability == CAPABILITY
+
+
+@lru_cache
+def pair_kernel(
+    name: str, settings: tuple[tuple[str, int], ...], shared: int, device: int
+) -> Callable[..., None] | None:
+    """What launches a kernel over so many blocks with its arguments, or ``None`` where it does not compile."""
+    defines = dict(settings)
+    kernel = compiled(name, files(name), defines, device, shared)
+    if kernel is None:
+        return None
+    block = (defines["THREADS"], 1, 1)
+    return lambda blocks, args: kernel(grid=(blocks, 1, 1), block=block, args=args, shared_mem=shared)

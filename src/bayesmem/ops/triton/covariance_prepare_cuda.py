@@ -1,0 +1,32 @@
+"""What a chunk of the covariance's backward knows, in CUDA C++ for Hopper (how: covariance_prepare.cu)."""
+
+from collections.abc import Callable
+
+import torch
+
+from bayesmem.ops.triton.covariance_pairs_cuda import TOKEN_PLANE, TOKENS, applies, pair_kernel, pair_settings
+
+NAME = "covariance_prepare"
+SIDE = 16  # of a block that is substituted
+
+
+def settings(key_dim: int) -> dict[str, int]:
+    """What the source is compiled with."""
+    return pair_settings(key_dim, 2)
+
+
+def shared_bytes(key_dim: int) -> int:
+    """Size of ``struct Shared``."""
+    rows, square = 2 * TOKENS * key_dim, TOKENS // 4 * TOKEN_PLANE
+    floats = TOKENS * (SIDE + 4) + 5 * TOKENS
+    return rows + max(4 * rows, 5 * square, square + 2 * rows) + 4 * floats
+
+
+def cuda_prepare(key_dim: int, chunk: int, prec: str, device: torch.device) -> Callable[..., None] | None:
+    """What launches the kernel over so many chunks and heads with its arguments, or ``None`` where a Triton one is to.
+
+    The arguments are those of ``applies``.
+    """
+    if not applies(key_dim, chunk, prec, device):
+        return None
+    return pair_kernel(NAME, tuple(settings(key_dim).items()), shared_bytes(key_dim), device.index)
