@@ -295,6 +295,16 @@ def test_sizes_of_use_without_variances(key_dim: int, packed: bool):
 
 
 @pytest.mark.skipif(not GPU, reason="sizes of use need a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("key_dim", [64, 128])
+def test_chains_of_use_in_segments(key_dim: int, dtype: torch.dtype):
+    """Long enough for the covariance's chains to be cut (covariance_cuts.cu), both ways for bfloat16."""
+    sizes = {"length": 2000, "groups": 1, "heads": 2, "key_dim": key_dim, "value_dim": 32}
+    case = prepared(DESIGNS[0], dtype, batch=1, **sizes)
+    assert_filters(case, dtype, chunk=None, outputs=("log_evidence", "final_belief"))
+
+
+@pytest.mark.skipif(not GPU, reason="sizes of use need a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(64, 64), (128, 128), (96, 80), (128, 512), (256, 256), (256, 32)])
 @pytest.mark.parametrize("design", [DESIGNS[0], DESIGNS[2], DRIVEN], ids=str)
