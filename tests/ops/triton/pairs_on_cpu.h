@@ -10,6 +10,7 @@ DEVICE void load2(float *x, const float *at) { x[0] = at[0], x[1] = at[1]; }
 DEVICE void load16(unsigned x[4], const HALF *at) { std::memcpy(x, at, 16); }
 DEVICE void store16(HALF *at, const unsigned x[4]) { std::memcpy(at, x, 16); }
 DEVICE void move16(HALF *to, const HALF *from) { std::memcpy(to, from, 16); }
+DEVICE void send16(void *to, const unsigned x[4], bool is) { if (is) std::memcpy(to, x, 16); }
 DEVICE float wide(HALF x) { return as_float((unsigned)x << 16); }
 DEVICE void fetch(float &x, const float *at, bool there) { x = there ? *at : 0.f; }
 DEVICE void fetch2(float *x, const float *at) { load2(x, at); }
@@ -121,12 +122,12 @@ DEVICE float turned_entry(const HALF *at, int line, int k) {
   return wide(((const HALF *)(straight ^ (straight >> 7 & 7) << 4))[line & 7]);
 }
 
-template <int LEFT> static void turned_product(float (*d)[4], const HALF *a, const HALF *b) {
+template <int LEFT, int SIGN> static void turned_product(float (*d)[4], const HALF *a, const HALF *b) {
   const int lane = current % 32, row = 16 * (current / 32 % 4) + lane / 4;
   for (int j = 0; j < 8; ++j)
     for (int i = 0; i < 4; ++i)
       for (int k = 0; k < 16; ++k) {
         const float x = LEFT ? turned_entry(a, row + 8 * (i >> 1), k) : entry(a, 0, row + 8 * (i >> 1), k);
-        d[j][i] += x * turned_entry(b, 8 * j + 2 * (lane % 4) + (i & 1), k);
+        d[j][i] += SIGN * x * turned_entry(b, 8 * j + 2 * (lane % 4) + (i & 1), k);
       }
 }

@@ -114,6 +114,7 @@ def exact(given: list[Tensor], spans: Spans) -> list[Tensor]:
         ((64, 128), (TOKENS + 30,), 0, 1, 1, 0.1, True),
         ((128, 64), (TOKENS + 30,), 0, 1, 1, 0.1, False),
         ((64, 256), (30,), 0, 1, 1, 0.1, False),
+        ((128, 256), (70,), 0, 1, 1, 0.1, False),
     ],
 )
 def test_it_is_that_of_triton(tmp_path, bfloat16, sizes, lengths, room, groups, heads, decay, resets):
@@ -139,5 +140,5 @@ def test_it_is_that_of_triton(tmp_path, bfloat16, sizes, lengths, room, groups, 
 def test_what_it_leaves_to_triton():
     assert (local_cuda.cuda_local(128, 128, TOKENS, DEVICE) is not None) == HOPPER
     assert local_cuda.cuda_local(96, 128, TOKENS, DEVICE) is None
-    assert local_cuda.cuda_local(128, 96, TOKENS, DEVICE) is None
+    assert local_cuda.cuda_local(128, 192, TOKENS, DEVICE) is None
     assert local_cuda.cuda_local(128, 128, 32, DEVICE) is None

@@ -52,6 +52,12 @@ DEVICE void fetch4(float *x, const float *at) {
                : "l"(at)
                : "memory");
 }
+// 16 bytes into global memory at once, which compilers may cut into four where an address is a sum.
+DEVICE void send16(void *at, const unsigned x[4], bool is) {
+  asm volatile("{.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.global.v4.b32 [%0], {%1, %2, %3, %4};}" ::"l"(at), "r"(x[0]),
+               "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"((int)is)
+               : "memory");
+}
 // So many bytes, a multiple of 16, on their way into the second cache; or those of a cache line.
 DEVICE void announce(const void *at, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
@@ -120,7 +126,9 @@ template <int COLUMNS> DEVICE void product(float (*d)[4], const HALF *a, int a_p
 #endif
 }
 
-// d (64 rows and columns) += a b, 16 of the contraction, which goes down the swizzled rows of b; LEFT: and down those of a.
-template <int LEFT> DEVICE void turned_product(float (*d)[4], const HALF *a, const HALF *b) {
-  asm volatile(PRODUCT("64", D32, "%32", "%33, p, 1, 1, %34, 1;}") : R32(d) : "l"(operand(a, 0)), "l"(operand(b, 0)), "n"(LEFT));
+// d (64 rows and columns) += SIGN a b, 16 of the contraction, which goes down the swizzled rows of b; LEFT: of a, too.
+template <int LEFT, int SIGN> DEVICE void turned_product(float (*d)[4], const HALF *a, const HALF *b) {
+  asm volatile(PRODUCT("64", D32, "%32", "%33, p, %35, 1, %34, 1;}")
+               : R32(d)
+               : "l"(operand(a, 0)), "l"(operand(b, 0)), "n"(LEFT), "n"(SIGN));
 }

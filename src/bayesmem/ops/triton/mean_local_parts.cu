@@ -13,7 +13,8 @@ struct Shared {
   };
   union {
     Values dv;
-    struct { float db[GROUPS][TOKENS], sent[GROUPS][TOKENS]; };  // of a warpgroup's channels
+    Rows made;                  // dQ, then dK: a warp reads again what it wrote
+    float told[WARPS][8 * 64];  // then, in its place, of its channels: db of its 16 tokens, and what they sent
   };
   union {
     Values error;
@@ -21,19 +22,23 @@ struct Shared {
   };
   union {
     State mean;
-    Rows made;  // dQ, then dK: a warp reads again what it wrote
+    float carried[8][THREADS][4];  // E dM^T, then, as threads hold it
   };
   union {
     State d_mean;
     struct {
       Rows gain;
-      Tile seen, reads;  // dA, dX
+      Tile seen, reads;  // dA, -dX
     };
   };
   float factors[2][TOKENS];  // R_t, R_C / R_t
   union {
-    float sum[2][TOKENS];                                // the log of R_t, in two sums
-    struct { float itself[TOKENS], part[WARPS]; };       // a token's own score; of <M_0, dM>, by warp
+    float sum[2][TOKENS];  // the log of R_t, in two sums
+    struct {
+      float itself[TOKENS], part[WARPS];  // a token's own score; of <M_0, dM>, by warp
+      long long row, key_row;             // of the first token, of [N, H] and [N, G]
+      int live;
+    };
   };
 };
 
@@ -68,10 +73,10 @@ template <int COUNT, int SIZE> DEVICE const HALF *eighth_of(const HALF (&x)[COUN
   return x[c / 8] + 64 * row + 8 * (c % 8);
 }
 
-// Where this lane's row of four tiles lies: of its warp's 16 tokens, eighths c and c + 1.
+// Where this lane's row of four tiles lies: of its warp's 16 tokens, eighths c (even) and c + 1.
 DEVICE int four_tiles(int c) {
   const int tile = THREAD % 32 >> 3, line = THREAD & 7;
-  return swizzled(16 * (THREAD / 32 % 4) + 8 * (tile & 1) + line, c + (tile >> 1));
+  return swizzled(16 * (THREAD / 32 % 4) + 8 * (tile & 1) + line, tile >> 1) ^ 8 * c;
 }
 
 DEVICE void keep_tiles(HALF *to, int c, const float x[8][4]) {
@@ -81,19 +86,24 @@ DEVICE void keep_tiles(HALF *to, int c, const float x[8][4]) {
 }
 
 // A warp's 16 tokens of 64 channels to memory.
-DEVICE void send_rows(HALF *to, const HALF *from, long long step, int live) {
-  const int start = THREAD % 32 / 8, eighth = THREAD % 8, above = 16 * (THREAD / 32 % 4);
+DEVICE void send_rows(HALF *x, const Shared &s, int group, int H) {
+  const int start = 16 * (THREAD / 32 % 4) + THREAD % 32 / 8, eighth = THREAD % 8;
   sync_warp();
+  HALF *to = x + (s.row + (long long)start * H) * KDIM + 64 * group + 8 * eighth;
 #pragma unroll
-  for (int n = start; n < start + 16; n += 4)
-    if (above + n < live) move16(to + n * step + 8 * eighth, from + swizzled(above + n, eighth));
+  for (int n = 0; n < 16; n += 4) {
+    unsigned part[4];
+    load16(part, s.made[group] + swizzled(start + n, eighth));
+    send16(to + (long long)n * H * KDIM, part, start + n < s.live);
+  }
   sync_warp();
 }
 
 // Of two neighbours in either of two tiles that a lane and its neighbour have: four of the one tile, or of the other.
-DEVICE void four_of(float four[4], const float *x, const float *y, bool other) {
+DEVICE void four_of(unsigned four[4], const float *x, const float *y, bool other) {
   const float one = shuffle_xor(other ? x[0] : y[0], 1), two = shuffle_xor(other ? x[1] : y[1], 1);
-  four[0] = other ? one : x[0], four[1] = other ? two : x[1], four[2] = other ? y[0] : one, four[3] = other ? y[1] : two;
+  four[0] = as_bits(other ? one : x[0]), four[1] = as_bits(other ? two : x[1]);
+  four[2] = as_bits(other ? y[0] : one), four[3] = as_bits(other ? y[1] : two);
 }
 
 // Log decays of two tokens a lane of one warp, on their way.
@@ -120,7 +130,7 @@ DEVICE void sum_decays(float (*sum)[TOKENS], const float x[2], int lane) {
   }
 }
 
-// dA and dX of this thread, rounded as operands are, from the products; and what stands on the diagonal.
+// dA and -dX of this thread, rounded as operands are, from the products; and what stands on the diagonal.
 DEVICE void rate(unsigned (*seen)[4], unsigned (*reads)[4], float itself[2], const float (*d_seen)[4],
                  const float (*d_reads)[4], const float (*sum)[TOKENS], int token, int column, int gap) {
   const float after[2][2] = {{sum[0][token], sum[1][token]}, {sum[0][token + 8], sum[1][token + 8]}};
@@ -139,7 +149,7 @@ DEVICE void rate(unsigned (*seen)[4], unsigned (*reads)[4], float itself[2], con
     for (int i = 0; i < 2; ++i) {
       const int to = 2 * (j & 1) + i;
       seen[j / 2][to] = bfloat16s(ratio[2 * i] * d_seen[j][2 * i], ratio[2 * i + 1] * d_seen[j][2 * i + 1]);
-      reads[j / 2][to] = bfloat16s(-ratio[2 * i] * d_reads[j][2 * i], -ratio[2 * i + 1] * d_reads[j][2 * i + 1]);
+      reads[j / 2][to] = bfloat16s(ratio[2 * i] * d_reads[j][2 * i], ratio[2 * i + 1] * d_reads[j][2 * i + 1]);
     }
   }
 }
@@ -151,7 +161,10 @@ DEVICE void gather(const Shared &s, float *d_log_decay, int live, int H, int lan
 #pragma unroll
   for (int i = 0; i < GROUPS; ++i)
 #pragma unroll
-    for (int j = 0; j < 2; ++j) db[j] += s.db[i][2 * lane + j], sent[j] += s.sent[i][2 * lane + j];
+    for (int j = 0; j < 2; ++j) {
+      const float *told = s.told[4 * i + lane / 8] + 2 * (lane % 8) + j;
+      db[j] += told[0], sent[j] += told[16];
+    }
 #pragma unroll
   for (int i = 0; i < WARPS; ++i) kept += s.part[i];
   kept *= s.factors[0][TOKENS - 1];
