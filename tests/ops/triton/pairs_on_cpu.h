@@ -10,6 +10,7 @@ DEVICE void load2(float *x, const float *at) { x[0] = at[0], x[1] = at[1]; }
 DEVICE void load16(unsigned x[4], const HALF *at) { std::memcpy(x, at, 16); }
 DEVICE void store16(HALF *at, const unsigned x[4]) { std::memcpy(at, x, 16); }
 DEVICE void move16(HALF *to, const HALF *from) { std::memcpy(to, from, 16); }
+DEVICE void send16(void *to, const unsigned x[4], bool is) { if (is) std::memcpy(to, x, 16); }
 DEVICE float wide(HALF x) { return as_float((unsigned)x << 16); }
 DEVICE void fetch(float &x, const float *at, bool there) { x = there ? *at : 0.f; }
 DEVICE void fetch2(float *x, const float *at) { load2(x, at); }
@@ -21,26 +22,47 @@ DEVICE void announce(const void *) {}
 
 // What is under way has not come before copies_wait: until then its place holds NaN.
 static std::vector<std::pair<void *, const void *>> under_way[THREADS];
+static std::vector<size_t> together[THREADS];  // where every group of them ends
 DEVICE void copy(void *to, const void *from, bool there) {
   std::memset(to, 0xff, 16);
   under_way[current].push_back({to, there ? from : nullptr});
 }
+static void arrive(size_t count) {
+  auto &all = under_way[current];
+  for (size_t i = 0; i < count; ++i) {
+    const auto &[to, from] = all[i];
+    from ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
+  }
+  all.erase(all.begin(), all.begin() + count);
+}
+DEVICE void copies_commit() { together[current].push_back(under_way[current].size()); }
 DEVICE void copies_wait() {
-  for (const auto &[to, from] : under_way[current]) from ? std::memcpy(to, from, 16) : std::memset(to, 0, 16);
-  under_way[current].clear();
+  arrive(under_way[current].size());
+  together[current].clear();
+}
+template <int LEFT> static void copies_wait() {
+  auto &ends = together[current];
+  if (ends.size() <= LEFT) return;
+  const size_t groups = ends.size() - LEFT, count = ends[groups - 1];
+  arrive(count);
+  ends.erase(ends.begin(), ends.begin() + groups);
+  for (size_t &end : ends) end -= count;
 }
 
-DEVICE void load_turned(unsigned tiles[4], const HALF *at) {
+static void load(unsigned tiles[4], const HALF *at, bool turned) {
   static const HALF *place[THREADS / 32][32];
   const int warp = current / 32, lane = current % 32;
   place[warp][lane] = at;
   sync_warp();
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4, column = 2 * (lane % 4);  // of this lane's two numbers in tile i
-    tiles[i] = place[warp][8 * i + column][row] | place[warp][8 * i + column + 1][row] << 16;
+    const HALF *const *rows = place[warp] + 8 * i;
+    tiles[i] = turned ? rows[column][row] | rows[column + 1][row] << 16 : rows[row][column] | rows[row][column + 1] << 16;
   }
   sync_warp();
 }
+DEVICE void load_tiles(unsigned tiles[4], const HALF *at) { load(tiles, at, false); }
+DEVICE void load_turned(unsigned tiles[4], const HALF *at) { load(tiles, at, true); }
 
 static void store(HALF *at, const unsigned tiles[4], bool turned) {
   static unsigned held[THREADS / 32][32][4];
@@ -92,4 +114,20 @@ template <int COLUMNS> static void product(float (*d)[4], const HALF *a, int a_p
     for (int i = 0; i < 4; ++i)
       for (int k = 0; k < 16; ++k)
         d[j][i] += entry(a, a_plane, row + 8 * (i >> 1), k) * entry(b, plane, 8 * j + 2 * (lane % 4) + (i & 1), k);
+}
+
+// The contraction goes down the rows.
+DEVICE float turned_entry(const HALF *at, int line, int k) {
+  const size_t straight = (size_t)(at + 64 * k + (line & ~7));
+  return wide(((const HALF *)(straight ^ (straight >> 7 & 7) << 4))[line & 7]);
+}
+
+template <int LEFT, int SIGN> static void turned_product(float (*d)[4], const HALF *a, const HALF *b) {
+  const int lane = current % 32, row = 16 * (current / 32 % 4) + lane / 4;
+  for (int j = 0; j < 8; ++j)
+    for (int i = 0; i < 4; ++i)
+      for (int k = 0; k < 16; ++k) {
+        const float x = LEFT ? turned_entry(a, row + 8 * (i >> 1), k) : entry(a, 0, row + 8 * (i >> 1), k);
+        d[j][i] += SIGN * x * turned_entry(b, 8 * j + 2 * (lane % 4) + (i & 1), k);
+      }
 }

@@ -21,6 +21,8 @@ DEVICE void copy(void *to, const void *from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 DEVICE void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LEFT> DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory"); }
 
 // Global memory on its way into registers from here on, which compilers would ask for where it is used; zeros where there
 // is nothing.
@@ -50,6 +52,12 @@ DEVICE void fetch4(float *x, const float *at) {
                : "l"(at)
                : "memory");
 }
+// 16 bytes into global memory at once, which compilers may cut into four where an address is a sum.
+DEVICE void send16(void *at, const unsigned x[4], bool is) {
+  asm volatile("{.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.global.v4.b32 [%0], {%1, %2, %3, %4};}" ::"l"(at), "r"(x[0]),
+               "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"((int)is)
+               : "memory");
+}
 // So many bytes, a multiple of 16, on their way into the second cache; or those of a cache line.
 DEVICE void announce(const void *at, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
@@ -57,12 +65,13 @@ DEVICE void announce(const void *at, int bytes) {
 DEVICE void announce(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
 // Loaded turned, columns of memory are the rows of a tile: a lane's places are as below.
-DEVICE void load_turned(unsigned tiles[4], const HALF *at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
-               : "r"(shared_address(at))
-               : "memory");
-}
+#define LOAD(TURNED) \
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4" TURNED ".shared.b16 {%0, %1, %2, %3}, [%4];" \
+               : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3]) \
+               : "r"(shared_address(at)) \
+               : "memory")
+DEVICE void load_tiles(unsigned tiles[4], const HALF *at) { LOAD(""); }
+DEVICE void load_turned(unsigned tiles[4], const HALF *at) { LOAD(".trans"); }
 
 // Four tiles of 8 x 8 of a warp: lane 8 i + r gives the place of row r of tile i; turned, of its column r.
 #define STORE(TURNED) \
@@ -115,4 +124,11 @@ template <int COLUMNS> DEVICE void product(float (*d)[4], const HALF *a, int a_p
   else
     asm volatile(PRODUCT("128", D64, "%64", "%65, p, 1, 1, 0, 0;}") : R64(d) : "l"(left), "l"(right));
 #endif
+}
+
+// d (64 rows and columns) += SIGN a b, 16 of the contraction, which goes down the swizzled rows of b; LEFT: of a, too.
+template <int LEFT, int SIGN> DEVICE void turned_product(float (*d)[4], const HALF *a, const HALF *b) {
+  asm volatile(PRODUCT("64", D32, "%32", "%33, p, %35, 1, %34, 1;}")
+               : R32(d)
+               : "l"(operand(a, 0)), "l"(operand(b, 0)), "n"(LEFT), "n"(SIGN));
 }

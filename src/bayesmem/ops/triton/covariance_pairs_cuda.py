@@ -16,6 +16,7 @@ MACHINE = ("covariance_prelude.cu", "covariance_wgmma.cu", "covariance_chain_pre
 MORE = {  # what a kernel has besides
     "covariance_chain": ("covariance_keys.cu", "covariance_cuts.cu", "covariance_chain_run.cu"),
     "covariance_tokens": ("covariance_tokens_parts.cu",),
+    "mean_local": ("mean_local_parts.cu",),
 }
 TOKEN_PLANE = 2 * (8 * TOKENS + 8)  # bytes of 8 numbers of the contraction, a row for every token
 
@@ -41,7 +42,12 @@ def applies(key_dim: int, chunk: int, prec: str, device: torch.device) -> bool:
         prec: of the products: only those of pairs of bfloat16 are made here.
         device: where.
     """
-    if device.type != "cuda" or torch.version.cuda is None or prec != "bf16x3" or key_dim not in KEY_DIMS:
+    return prec == "bf16x3" and possible(key_dim, chunk, device)
+
+
+def possible(key_dim: int, chunk: int, device: torch.device) -> bool:
+    """As ``applies``, whatever the products are of."""
+    if device.type != "cuda" or torch.version.cuda is None or key_dim not in KEY_DIMS:
         return False
     return chunk == TOKENS and limits(device).capability == CAPABILITY
 

@@ -14,6 +14,8 @@ Every R_t stands beside q_t or k_t, every 1 / R_s beside g_s, and R_C beside R_C
 where dq and dg are without what no decay lies between, a token's own score, and dg without dS: in the first sum these
 would cancel, and leave rounding errors far above what strong decays leave of the truth. It is a sum over key channels,
 so that blocks of them add up.
+
+A Hopper has a kernel of its own (``mean_local_cuda``) for streams of bfloat16.
 """
 
 from typing import no_type_check
@@ -23,8 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bayesmem.ops.triton.cuda_launch import aligned
 from bayesmem.ops.triton.launched import launched
 from bayesmem.ops.triton.mean_config import Tuning, local_config
+from bayesmem.ops.triton.mean_local_cuda import cuda_local
 from bayesmem.ops.triton.mean_tiles import load_rows, place, state_tile, store_rows
 from bayesmem.ops.triton.ratios import ratio_matrix, split_cumsum
 from bayesmem.ops.triton.sizes import cdiv
@@ -136,17 +140,31 @@ def mean_backward_local(
     tuning: Tuning | None,
     gain_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Launch ``local_kernel``.
+    """Launch one of the two kernels.
 
     Returns:
         Gradients of q and k ``[N, H, K]`` in their dtype, of gain ``[N, H, K]`` in ``gain_dtype`` and of log_decay
         ``[N, H]`` in float32.
     """
     heads, key, value = written.shape[1], k.shape[-1], dv.shape[-1]
-    config = local_config(k, value, tuning)
-    k_blocks = cdiv(key, config["BK"])
     dq, dk = torch.empty_like(written), torch.empty_like(written)
     d_gain = torch.empty_like(written, dtype=gain_dtype)
+    streams = (q, k, written, innovation, means, do, dv, d_means)
+    in_cuda = None
+    if (
+        gain_dtype == torch.float32
+        and "local" not in (tuning or {})
+        and all(x.dtype == torch.bfloat16 for x in streams)
+    ):
+        in_cuda = cuda_local(key, value, spans.chunk_size, k.device)
+    if in_cuda is not None:
+        d_log_decay = torch.empty_like(log_decay)
+        q, k, written, innovation, means, do, dv, d_means = map(aligned, streams)
+        args = (q, k, written, log_decay, factors, innovation, means, do, dv, d_means, dq, dk, d_gain, d_log_decay)
+        in_cuda(spans.chunks * heads, (*args, spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, k.shape[1]))
+        return dq, dk, d_gain, d_log_decay
+    config = local_config(k, value, tuning)
+    k_blocks = cdiv(key, config["BK"])
     d_log_decay = log_decay.new_empty(*log_decay.shape, k_blocks)
     local_kernel[(spans.chunks * heads * k_blocks,)](
         q,
