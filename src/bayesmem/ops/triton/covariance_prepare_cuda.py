@@ -18,7 +18,7 @@ def settings(key_dim: int) -> dict[str, int]:
 def shared_bytes(key_dim: int) -> int:
     """Size of ``struct Shared``."""
     rows, square = 2 * TOKENS * key_dim, TOKENS // 4 * TOKEN_PLANE
-    floats = TOKENS * (SIDE + 4) + 5 * TOKENS
+    floats = TOKENS * (SIDE + 4) + 6 * TOKENS
     return rows + max(4 * rows, 5 * square, square + 2 * rows) + 4 * floats
 
 
