@@ -12,12 +12,16 @@
 // Of five matrices one is always free for what comes next, so that a barrier says that an operand is there, and none that
 // it is no longer read.
 //
-// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), and what the prelude asks for. Files before it: what the machine gives
-// (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands (covariance_pairs.cu), and
-// covariance_inverse.cu.
+// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (0, or where the second cache is told what the block that
+// takes this one's place is to read: 1 at the end, 2 before the inverse), and what the prelude asks for. Files before it: what
+// the machine gives (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands
+// (covariance_pairs.cu), and covariance_inverse.cu.
 
 #define WARPS (THREADS / 32)
 #define COPIES (TOKENS / ROWS)
+#ifndef ONWARD
+#define ONWARD 264  // blocks from one that runs to one that takes such a place
+#endif
 
 struct Shared {
   Rows k;
@@ -34,6 +38,7 @@ struct Shared {
   float since[TOKENS];                         // R_t
   float per_var[TOKENS], over[TOKENS];         // 1 / s_t, R_t / s_t
   float along[TOKENS];                         // sigma_t, then c_t
+  long long then;                              // the first token of the block to be announced, or none: -1
 };
 
 // Sums over the tokens up to each of what two tokens a lane give.
@@ -58,6 +63,17 @@ DEVICE void multiply(float out[WIDTH / 8][4], const Square &a, const Square &b, 
 #pragma unroll
   for (int c = WIDTH / 8; c < EIGHTHS; c += 2) pair_product<WIDTH>(out, planes(a, c, 0), planes(b, c, WIDTH * group));
   group_commit();
+}
+
+// What blocks ONWARD from this one read lies together over all heads: every head tells of its part of the tokens.
+DEVICE void announce_part(const Shared &s, const HALF *k, const HALF *gain_high, const HALF *gain_low, const float *dgain,
+                          int H, int G) {
+  if (THREAD || s.then < 0) return;
+  const int part = (BLOCK + ONWARD) % H, keys = TOKENS * KDIM / (H / G) & ~7;
+  const long long from = s.then * H * KDIM + (long long)part * TOKENS * KDIM;
+  announce(dgain + from, 4 * TOKENS * KDIM);
+  announce(gain_high + from, 2 * TOKENS * KDIM), announce(gain_low + from, 2 * TOKENS * KDIM);
+  announce(k + s.then * G * KDIM + (long long)part * keys, 2 * keys);
 }
 
 GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain_low, const float *innovation_var,
@@ -103,6 +119,13 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   for (int i = 0; i < 2; ++i)
     fetch(logs[i], log_retention + (first + 2 * lane + i) * H + head, warp == WARPS - 1 && 2 * lane + i < live);
   sync_warp();  // compilers would ask for them later
+#if ANNOUNCE
+  if (THREAD == 0) {
+    const int next = (BLOCK + ONWARD) / H, of = BLOCK + ONWARD < GRID ? chunk_seq[next] : sequence;
+    const long long then = seq_start[of] + (long long)TOKENS * (next - chunk_first[of]);
+    s.then = BLOCK + ONWARD < GRID && then + TOKENS <= seq_start[of + 1] ? then : -1;
+  }
+#endif
 #pragma unroll
   for (int n = 0; n < COPIES; ++n)
     store_eight(s.dgain[0][0] + place + 64 * ROWS * n, s.dgain[1][0] + place + 64 * ROWS * n, y[n]);
@@ -153,6 +176,9 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   }
   sync_all();  // nobody reads G and dgain any more, and c is there
   if (THREAD < TOKENS && own < live) along_key[gate] = s.along[own];
+#if ANNOUNCE == 2
+  announce_part(s, k, gain_high, gain_low, dgain, H, G);
+#endif
   const float along[2] = {s.along[token], s.along[token + 8]};
 #pragma unroll
   for (int j = 0; j < WIDTH / 8; ++j) {
@@ -259,6 +285,9 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     product<TOKENS>(made_read, keys[c / 2], s.square[4][0][c], TOKEN_PLANE);
   }
   group_commit();
+#if ANNOUNCE == 1
+  announce_part(s, k, gain_high, gain_low, dgain, H, G);
+#endif
   group_wait<1>();
   hold_all<WIDTH / 8>(mixed);
 #pragma unroll
