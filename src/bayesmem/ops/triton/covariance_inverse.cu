@@ -10,14 +10,7 @@
 
 #define SIDE 16  // of a block that is substituted
 
-// The two tiles of what a warp has of a square, 8 columns each, that lie in a block of 16 from the left; and back.
-DEVICE void corner_of(float out[2][4], const float (*x)[4], int block) {
-#pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) out[j & 1][i] = j < 2 || block == j / 2 ? x[j][i] : out[j & 1][i];
-}
-
+// What corner_of gives, put back.
 DEVICE void set_corner(float (*x)[4], const float from[2][4], int block) {
 #pragma unroll
   for (int j = 0; j < WIDTH / 8; ++j)

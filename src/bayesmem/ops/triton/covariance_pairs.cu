@@ -128,6 +128,14 @@ DEVICE void store_square_turned(Square &to, const float x[WIDTH / 8][4]) {
   }
 }
 
+// The two tiles of what a warp has of a square, 8 columns each, that lie in a block of 16 from the left.
+DEVICE void corner_of(float out[2][4], const float (*x)[4], int block) {
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out[j & 1][i] = j < 2 || block == j / 2 ? x[j][i] : out[j & 1][i];
+}
+
 // The left side, this warp's 16 channels by tokens 8 c to 8 c + 15, of what lies with tokens for its rows.
 DEVICE void turned_rows(unsigned tiles[4], const Rows &rows, int c) {
   const int tile = THREAD % 32 >> 3, line = THREAD & 7;

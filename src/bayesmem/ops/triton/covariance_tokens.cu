@@ -10,8 +10,9 @@
 // row a token t and a column an earlier token u, are made by columns. What is read once is asked for a stage ahead,
 // in registers where shared memory has no room for it; the covariance and the gains first of all from the second cache.
 //
-// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (0, 1: the second cache is told what this block is to read, 2:
-// and what the block does that follows it), and what the prelude asks for. Files before it: what the machine gives
+// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (0; the second cache is told what this block is to read 1: by
+// its rows, 2: by its part of what lies together over all heads; 3: and at last of what the block reads first that follows
+// it), and what the prelude asks for. Files before it: what the machine gives
 // (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands (covariance_pairs.cu), and
 // covariance_tokens_parts.cu.
 
@@ -94,16 +95,18 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     fetch(gate[n][1], dinnovation_var + (first + own) * H + head, which == 3 && own < live && dinnovation_var);
   }
   fetch(least, floor + head, true);
-#if ANNOUNCE > 1
-  if (THREAD == 32 && at + ONWARD < GRID) {
-    const long long then = at + ONWARD;
-    announce(solve + then * SQUARE, 4 * SQUARE), announce(met + then * SQUARE, 4 * SQUARE);
-    announce(direct + then * SQUARE, 4 * SQUARE), announce(sums + then * 2 * TOKENS, 8 * TOKENS);
-    announce(sent_high + then * TOKENS * KDIM, 2 * TOKENS * KDIM), announce(sent_low + then * TOKENS * KDIM, 2 * TOKENS * KDIM);
-  }
-#endif
 #if ANNOUNCE
   if (THREAD == 0) announce(checkpoints + at * KDIM * KDIM, 4 * KDIM * KDIM);
+#endif
+#if ANNOUNCE > 1
+  const int part_of = TOKENS * KDIM * head, whole = KDIM * H * (live < TOKENS ? live : TOKENS);
+  if (THREAD == 32 && part_of < whole) {
+    const long long from = first * H * KDIM + part_of;
+    const int count = whole - part_of < TOKENS * KDIM ? whole - part_of : TOKENS * KDIM;
+    announce(dgain + from, 4 * count), announce(gain_high + from, 2 * count), announce(gain_low + from, 2 * count);
+    if (added) announce(dk + from, 2 * count);
+  }
+#elif ANNOUNCE
 #pragma unroll
   for (int n = 0; n < TOKENS / ROWS; n += 4) {  // by 64 bytes, which are four threads' eighths: each tells of another row
     const int row = n + (THREAD & 3);
@@ -286,11 +289,14 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   }
   group_wait<0>();
   hold_all<WIDTH / 8>(square);
-#pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (gap == 8 * j + (i & 1) - 8 * (i >> 1)) s.heard[token + 8 * (i >> 1)] = square[j][i];
+  if (16 * (warp % 4) / WIDTH == group) {  // a block of 16 of the diagonal is in the same two tiles for all of a warp
+    float corner[2][4];
+    corner_of(corner, square, warp % 4 - WIDTH / 16 * group);
+    if (t == g >> 1) {
+      s.heard[token] = g & 1 ? corner[0][1] : corner[0][0];
+      s.heard[token + 8] = g & 1 ? corner[1][3] : corner[1][2];
+    }
+  }
   sync_all();  // w . g is there
 
   // told, and the gradients of gates
@@ -349,6 +355,14 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     pair_product<TOKENS>(total, high, low, planes(s.square, c, 0));
   }
   group_commit();
+#if ANNOUNCE > 2
+  if (THREAD == THREADS - 1 && at + ONWARD < GRID) {
+    const long long then = at + ONWARD;
+    announce(solve + then * SQUARE, 4 * SQUARE), announce(met + then * SQUARE, 4 * SQUARE);
+    announce(direct + then * SQUARE, 4 * SQUARE), announce(sums + then * 2 * TOKENS, 8 * TOKENS);
+    announce(sent_high + then * TOKENS * KDIM, 2 * TOKENS * KDIM), announce(sent_low + then * TOKENS * KDIM, 2 * TOKENS * KDIM);
+  }
+#endif
   if (mine) {
     const float scale = s.scale[own];
     float d_noise = .25f * scale * scale * s.trace;
