@@ -31,17 +31,20 @@ DEVICE void copies_wait() {
   under_way[current].clear();
 }
 
-DEVICE void load_turned(unsigned tiles[4], const HALF *at) {
+static void load(unsigned tiles[4], const HALF *at, bool turned) {
   static const HALF *place[THREADS / 32][32];
   const int warp = current / 32, lane = current % 32;
   place[warp][lane] = at;
   sync_warp();
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4, column = 2 * (lane % 4);  // of this lane's two numbers in tile i
-    tiles[i] = place[warp][8 * i + column][row] | place[warp][8 * i + column + 1][row] << 16;
+    const HALF *const *lines = place[warp] + 8 * i;
+    tiles[i] = turned ? lines[column][row] | lines[column + 1][row] << 16 : lines[row][column] | lines[row][column + 1] << 16;
   }
   sync_warp();
 }
+DEVICE void load_tiles(unsigned tiles[4], const HALF *at) { load(tiles, at, false); }
+DEVICE void load_turned(unsigned tiles[4], const HALF *at) { load(tiles, at, true); }
 
 static void store(HALF *at, const unsigned tiles[4], bool turned) {
   static unsigned held[THREADS / 32][32][4];

@@ -58,12 +58,13 @@ DEVICE void announce(const void *at, int bytes) {
 DEVICE void announce(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
 // Loaded turned, columns of memory are the rows of a tile: a lane's places are as below.
-DEVICE void load_turned(unsigned tiles[4], const HALF *at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3])
-               : "r"(shared_address(at))
-               : "memory");
-}
+#define LOAD(TURNED) \
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4" TURNED ".shared.b16 {%0, %1, %2, %3}, [%4];" \
+               : "=r"(tiles[0]), "=r"(tiles[1]), "=r"(tiles[2]), "=r"(tiles[3]) \
+               : "r"(shared_address(at)) \
+               : "memory")
+DEVICE void load_tiles(unsigned tiles[4], const HALF *at) { LOAD(""); }
+DEVICE void load_turned(unsigned tiles[4], const HALF *at) { LOAD(".trans"); }
 
 // Four tiles of 8 x 8 of a warp: lane 8 i + r gives the place of row r of tile i; turned, of its column r.
 #define STORE(TURNED) \

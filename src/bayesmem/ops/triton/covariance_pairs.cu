@@ -143,6 +143,36 @@ DEVICE void turned_rows(unsigned tiles[4], const Rows &rows, int c) {
   load_turned(tiles, rows[eighth / 8] + swizzled(token, eighth % 8));
 }
 
+// The left side, 16 rows of tokens by channels 8 c to 8 c + 15, of what is copied.
+DEVICE void rows_of(unsigned tiles[4], const Rows *x, int c) {
+  const int tile = THREAD % 32 >> 3, token = 16 * (THREAD / 32 % 4) + 8 * (tile & 1) + (THREAD & 7);
+  load_tiles(tiles, x[0][c / 8] + swizzled(token, (c + (tile >> 1)) % 8));
+}
+
+// The left side, 16 rows by eighths c and c + 1 of the contraction, of a matrix of tokens by tokens; or of it turned.
+template <bool TURNED> DEVICE void square_rows(unsigned high[4], unsigned low[4], const Square &x, int c) {
+  const int tile = THREAD % 32 >> 3, line = THREAD & 7, side = THREAD / 32 % 4;
+  if (TURNED) {
+    const int plane = 2 * side + (tile & 1), at = 8 * (8 * c + 8 * (tile >> 1) + line);
+    load_turned(high, x[0][plane] + at), load_turned(low, x[1][plane] + at);
+  } else {
+    const int plane = c + (tile >> 1), at = 8 * (16 * side + 8 * (tile & 1) + line);
+    load_tiles(high, x[0][plane] + at), load_tiles(low, x[1][plane] + at);
+  }
+}
+
+// Two tiles of 8 columns side by side, to rows so far apart: neighbours swap, so that a thread has four numbers of a row, and
+// a warp's instruction is 64 bytes of each of its rows. What the first cache takes is counted by rows.
+DEVICE void store_beside(float *to, int apart, const float x[4], const float y[4]) {
+  const bool odd = THREAD & 1;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const float first = shuffle_xor(odd ? x[i] : y[i], 1), second = shuffle_xor(odd ? x[i + 1] : y[i + 1], 1);
+    const float four[4] = {odd ? first : x[i], odd ? second : x[i + 1], odd ? y[i] : first, odd ? y[i + 1] : second};
+    store4(to + apart * 4 * i + (odd ? 8 : 0) + 4 * (THREAD >> 1 & 1), four);
+  }
+}
+
 // Two neighbours of such: tile j of two, number i of an accumulator's four.
 DEVICE float one_of(const unsigned tiles[4], int j, int i) {
   const unsigned two = tiles[2 * j + (i >> 1)];

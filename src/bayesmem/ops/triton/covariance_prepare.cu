@@ -9,8 +9,9 @@
 //
 //   Kbar = K^T (U R)^T     alpha = Y^T R + K^T ((c I - Ag U) R)^T
 //
-// Of five matrices one is always free for what comes next, so that a barrier says that an operand is there, and none that
-// it is no longer read.
+// Of five matrices those are free that come next, so that a barrier says that an operand is there, and none that it is no
+// longer read. Left sides go through registers: shared memory, which is what all of this waits for most, gives them once
+// for the products of a pair, and turned.
 //
 // Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (0, or where the second cache is told what the block that
 // takes this one's place is to read: 1 at the end, 2 before the inverse), and what the prelude asks for. Files before it: what
@@ -29,7 +30,7 @@ struct Shared {
     struct { Rows gain[2], dgain[2]; };  // G and dgain
     Square square[5];                    // then operands
     struct {
-      Square drive;
+      Square others[2];
       HALF read[2][KDIM * TOKENS];  // at last Kbar, a row a channel
     };
   };
@@ -52,16 +53,13 @@ DEVICE void running(float out[TOKENS], float x, float y, int lane) {
   out[2 * lane] = sum - y, out[2 * lane + 1] = sum;
 }
 
-// What this warpgroup's columns are of a product of matrices of tokens by tokens, added to; it is on its way. Of b the
-// lower triangle alone is read.
-DEVICE void multiply(float out[WIDTH / 8][4], const Square &a, const Square &b, int group) {
-  hold_all<WIDTH / 8>(out);
+// What this warpgroup's columns are of a product of matrices of tokens by tokens, added to: one step of the contraction, on
+// its way. Of b the lower triangle alone is read.
+template <bool TURNED> DEVICE void multiply(float out[WIDTH / 8][4], const Square &a, const Square &b, int c, int group) {
+  unsigned high[4], low[4];
+  square_rows<TURNED>(high, low, a, c);
   group_begin();
-  if (GROUPS == 1 || group == 0)
-#pragma unroll
-    for (int c = 0; c < WIDTH / 8; c += 2) pair_product<WIDTH>(out, planes(a, c, 0), planes(b, c, 0));
-#pragma unroll
-  for (int c = WIDTH / 8; c < EIGHTHS; c += 2) pair_product<WIDTH>(out, planes(a, c, 0), planes(b, c, WIDTH * group));
+  pair_product<WIDTH>(out, high, low, planes(b, c, WIDTH * group));
   group_commit();
 }
 
@@ -146,15 +144,17 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   float x[WIDTH / 8][4], ag[WIDTH / 8][4];
   clear<WIDTH / 8>(x), clear<WIDTH / 8>(ag);
   hold_all<WIDTH / 8>(x), hold_all<WIDTH / 8>(ag);
-  group_begin();
 #pragma unroll
   for (int c = 0; c < TILES; c += 2) {
     const Operand right = rows_at(s.gain, c, WIDTH * group);
-    product<WIDTH>(x, s.k[c / 8] + 8 * (c % 8), 0, right.low, 0);
-    product<WIDTH>(x, s.k[c / 8] + 8 * (c % 8), 0, right.high, 0);
-    pair_product<WIDTH>(ag, rows_at(s.dgain, c, 0), right);
+    unsigned keys[4], high[4], low[4];
+    rows_of(keys, &s.k, c), rows_of(high, &s.dgain[0], c), rows_of(low, &s.dgain[1], c);
+    group_begin();
+    product<WIDTH>(x, keys, right.low, 0), product<WIDTH>(x, keys, right.high, 0);
+    pair_product<WIDTH>(ag, high, low, right);
+    group_commit();
+    if (c >= 2) group_wait<1>();  // registers hold two steps' left sides
   }
-  group_commit();
   if (THREAD < TOKENS) {
     const float coarse = s.coarse[own], fine = s.fine[own];
     sums[at * 2 * TOKENS + own] = coarse, sums[at * 2 * TOKENS + TOKENS + own] = fine;
@@ -192,7 +192,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     }
   }
   store_square_turned(s.square[3], x);
-  store_square(s.square[0], ag), store_square_turned(s.square[1], ag);
+  store_square(s.square[0], ag);
   corner_of(corner, x, side - sides);
   float inverse[WIDTH / 8][4];
   clear<WIDTH / 8>(inverse);
@@ -225,14 +225,19 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   // direct = slow(R/R (U^T (Ag U + slow(Ag^T U)) / 2 - c U / 2))
   float drive[WIDTH / 8][4], mixed[WIDTH / 8][4];
   clear<WIDTH / 8>(drive), clear<WIDTH / 8>(mixed);
-  multiply(drive, s.square[0], s.square[2], group);
-  multiply(mixed, s.square[1], s.square[2], group);
-  const long long square_at = at * SQUARE + token * TOKENS + column;
+  hold_all<WIDTH / 8>(drive), hold_all<WIDTH / 8>(mixed);
+  const auto both = [&](int c) {
+    multiply<false>(drive, s.square[0], s.square[2], c, group), multiply<true>(mixed, s.square[0], s.square[2], c, group);
+  };
+  if (GROUPS == 1 || group == 0)
+#pragma unroll
+    for (int c = 0; c < WIDTH / 8; c += 2) both(c), group_wait<2>();
+#pragma unroll
+  for (int c = WIDTH / 8; c < EIGHTHS; c += 2) both(c), group_wait<2>();
+  const long long square_at = at * SQUARE + token * TOKENS + WIDTH * group;
   float *const solve_at = solve + square_at, *const direct_at = direct + square_at;
 #pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) store2(solve_at + 8 * TOKENS * i + 8 * j, inverse[j][2 * i], inverse[j][2 * i + 1]);
+  for (int j = 0; j < WIDTH / 8; j += 2) store_beside(solve_at + 8 * j, TOKENS, inverse[j], inverse[j + 1]);
   group_wait<0>();
   hold_all<WIDTH / 8>(drive), hold_all<WIDTH / 8>(mixed);
 #pragma unroll
@@ -252,11 +257,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
       drive[j][i] = (gap == 8 * j + (i & 1) - 8 * (i >> 1) ? along[i >> 1] : -drive[j][i]) * since[i & 1];
     }
   }
-  store_square(s.square[4], inverse);
-  fence_for_groups();
-  sync_all();  // nobody reads Ag any more
-  multiply(mixed, s.square[2], s.square[3], group);
-  store_square(s.drive, drive);
+  store_square(s.square[4], inverse), store_square(s.square[1], drive);
   fence_for_groups();
   sync_warp();
   // dgain again, after the fence, which may wait for it: Y^T R is what alpha begins with.
@@ -273,6 +274,12 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   sync_all();
 
   // Kbar, while direct is finished
+  hold_all<WIDTH / 8>(mixed);
+  if (GROUPS == 1 || group == 0)
+#pragma unroll
+    for (int c = 0; c < WIDTH / 8; c += 2) multiply<false>(mixed, s.square[2], s.square[3], c, group), group_wait<1>();
+#pragma unroll
+  for (int c = WIDTH / 8; c < EIGHTHS; c += 2) multiply<false>(mixed, s.square[2], s.square[3], c, group), group_wait<1>();
   unsigned keys[EIGHTHS / 2][4];
 #pragma unroll
   for (int c = 0; c < EIGHTHS; c += 2) turned_rows(keys[c / 2], s.k, c);
@@ -299,8 +306,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
       const float before[2] = {coarse[i & 1], fine[i & 1]};
       mixed[j][i] *= below(after[i >> 1], before, gap > 8 * j + (i & 1) - 8 * (i >> 1));
     }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) store2(direct_at + 8 * TOKENS * i + 8 * j, mixed[j][2 * i], mixed[j][2 * i + 1]);
+    if (j & 1) store_beside(direct_at + 8 * (j - 1), TOKENS, mixed[j - 1], mixed[j]);
   }
 
   // alpha, while Kbar is stored
@@ -315,8 +321,8 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   group_begin();
 #pragma unroll
   for (int c = 0; c < EIGHTHS; c += 2) {
-    product<TOKENS>(made_alpha, keys[c / 2], s.drive[1][c], TOKEN_PLANE);
-    product<TOKENS>(made_alpha, keys[c / 2], s.drive[0][c], TOKEN_PLANE);
+    product<TOKENS>(made_alpha, keys[c / 2], s.square[1][1][c], TOKEN_PLANE);
+    product<TOKENS>(made_alpha, keys[c / 2], s.square[1][0][c], TOKEN_PLANE);
   }
   group_commit();
   group_wait<1>();
@@ -337,8 +343,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   }
   group_wait<0>();
   hold_all<EIGHTHS>(made_alpha);
-  float *const to = alpha + at * KDIM * TOKENS + row * TOKENS + 2 * t;
+  float *const to = alpha + (at * KDIM + row) * TOKENS;
 #pragma unroll
-  for (int j = 0; j < EIGHTHS; ++j)
-    store2(to + 8 * j, made_alpha[j][0], made_alpha[j][1]), store2(to + 8 * TOKENS + 8 * j, made_alpha[j][2], made_alpha[j][3]);
+  for (int j = 0; j < EIGHTHS; j += 2) store_beside(to + 8 * j, TOKENS, made_alpha[j], made_alpha[j + 1]);
 }

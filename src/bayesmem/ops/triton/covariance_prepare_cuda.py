@@ -19,7 +19,7 @@ def shared_bytes(key_dim: int) -> int:
     """Size of ``struct Shared``."""
     rows, square = 2 * TOKENS * key_dim, TOKENS // 4 * TOKEN_PLANE
     floats = TOKENS * (SIDE + 4) + 6 * TOKENS
-    return rows + max(4 * rows, 5 * square, square + 2 * rows) + 4 * floats + 8
+    return rows + max(4 * rows, 5 * square, 2 * square + 2 * rows) + 4 * floats + 8
 
 
 def cuda_prepare(key_dim: int, chunk: int, prec: str, device: torch.device) -> Callable[..., None] | None:
