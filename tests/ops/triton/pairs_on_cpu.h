@@ -17,6 +17,7 @@ DEVICE void fetch2(float *x, const float *at) { load2(x, at); }
 DEVICE void fetch2(float *x, const float *at, bool there) { x[0] = x[1] = 0.f; if (there) load2(x, at); }
 DEVICE void fetch4(float *x, const float *at) { load4(x, at); }
 DEVICE void fetch4(float *x, const float *at, bool there) { x[0] = x[1] = x[2] = x[3] = 0.f; if (there) load4(x, at); }
+DEVICE void put4(float *at, const float *x) { store4(at, x); }
 DEVICE void announce(const void *, int) {}
 DEVICE void announce(const void *) {}
 

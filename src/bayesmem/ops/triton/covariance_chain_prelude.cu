@@ -51,6 +51,10 @@ DEVICE void fetch4(float *x, const float *at) {
                : "l"(at)
                : "memory");
 }
+// Four numbers to global memory at once, which compilers would take apart where registers are few.
+DEVICE void put4(float *at, const float *x) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(at), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
+}
 // So many bytes, a multiple of 16, on their way into the second cache; or those of a cache line.
 DEVICE void announce(const void *at, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");

@@ -169,7 +169,7 @@ DEVICE void store_beside(float *to, int apart, const float x[4], const float y[4
   for (int i = 0; i < 4; i += 2) {
     const float first = shuffle_xor(odd ? x[i] : y[i], 1), second = shuffle_xor(odd ? x[i + 1] : y[i + 1], 1);
     const float four[4] = {odd ? first : x[i], odd ? second : x[i + 1], odd ? y[i] : first, odd ? y[i + 1] : second};
-    store4(to + apart * 4 * i + (odd ? 8 : 0) + 4 * (THREAD >> 1 & 1), four);
+    put4(to + apart * 4 * i + (odd ? 8 : 0) + 4 * (THREAD >> 1 & 1), four);
   }
 }
 

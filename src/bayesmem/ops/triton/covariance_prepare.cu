@@ -117,13 +117,6 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   for (int i = 0; i < 2; ++i)
     fetch(logs[i], log_retention + (first + 2 * lane + i) * H + head, warp == WARPS - 1 && 2 * lane + i < live);
   sync_warp();  // compilers would ask for them later
-#if ANNOUNCE
-  if (THREAD == 0) {
-    const int next = (BLOCK + ONWARD) / H, of = BLOCK + ONWARD < GRID ? chunk_seq[next] : sequence;
-    const long long then = seq_start[of] + (long long)TOKENS * (next - chunk_first[of]);
-    s.then = BLOCK + ONWARD < GRID && then + TOKENS <= seq_start[of + 1] ? then : -1;
-  }
-#endif
 #pragma unroll
   for (int n = 0; n < COPIES; ++n)
     store_eight(s.dgain[0][0] + place + 64 * ROWS * n, s.dgain[1][0] + place + 64 * ROWS * n, y[n]);
@@ -155,6 +148,13 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     group_commit();
     if (c >= 2) group_wait<1>();  // registers hold two steps' left sides
   }
+#if ANNOUNCE
+  if (THREAD == THREADS - 32) {
+    const int next = (BLOCK + ONWARD) / H, of = BLOCK + ONWARD < GRID ? chunk_seq[next] : sequence;
+    const long long then = seq_start[of] + (long long)TOKENS * (next - chunk_first[of]);
+    s.then = BLOCK + ONWARD < GRID && then + TOKENS <= seq_start[of + 1] ? then : -1;
+  }
+#endif
   if (THREAD < TOKENS) {
     const float coarse = s.coarse[own], fine = s.fine[own];
     sums[at * 2 * TOKENS + own] = coarse, sums[at * 2 * TOKENS + TOKENS + own] = fine;
@@ -272,30 +272,13 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
       fetch(made_alpha[c][i], d + i * next, is), fetch(made_alpha[c][i + 2], d + i * next + 8, is);
     }
   sync_all();
-
-  // Kbar, while direct is finished
   hold_all<WIDTH / 8>(mixed);
   if (GROUPS == 1 || group == 0)
 #pragma unroll
     for (int c = 0; c < WIDTH / 8; c += 2) multiply<false>(mixed, s.square[2], s.square[3], c, group), group_wait<1>();
 #pragma unroll
   for (int c = WIDTH / 8; c < EIGHTHS; c += 2) multiply<false>(mixed, s.square[2], s.square[3], c, group), group_wait<1>();
-  unsigned keys[EIGHTHS / 2][4];
-#pragma unroll
-  for (int c = 0; c < EIGHTHS; c += 2) turned_rows(keys[c / 2], s.k, c);
-  clear<EIGHTHS>(made_read);
-  hold_all<EIGHTHS>(made_read);
-  group_begin();
-#pragma unroll
-  for (int c = 0; c < EIGHTHS; c += 2) {
-    product<TOKENS>(made_read, keys[c / 2], s.square[4][1][c], TOKEN_PLANE);
-    product<TOKENS>(made_read, keys[c / 2], s.square[4][0][c], TOKEN_PLANE);
-  }
-  group_commit();
-#if ANNOUNCE == 1
-  announce_part(s, k, gain_high, gain_low, dgain, H, G);
-#endif
-  group_wait<1>();
+  group_wait<0>();
   hold_all<WIDTH / 8>(mixed);
 #pragma unroll
   for (int j = 0; j < WIDTH / 8; ++j) {
@@ -309,7 +292,19 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     if (j & 1) store_beside(direct_at + 8 * (j - 1), TOKENS, mixed[j - 1], mixed[j]);
   }
 
-  // alpha, while Kbar is stored
+  // Kbar, and alpha while Kbar is stored
+  unsigned keys[EIGHTHS / 2][4];
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; c += 2) turned_rows(keys[c / 2], s.k, c);
+  clear<EIGHTHS>(made_read);
+  hold_all<EIGHTHS>(made_read);
+  group_begin();
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; c += 2) {
+    product<TOKENS>(made_read, keys[c / 2], s.square[4][1][c], TOKEN_PLANE);
+    product<TOKENS>(made_read, keys[c / 2], s.square[4][0][c], TOKEN_PLANE);
+  }
+  group_commit();
 #pragma unroll
   for (int c = 0; c < EIGHTHS; ++c) {
     float over[2];
@@ -327,6 +322,9 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   group_commit();
   group_wait<1>();
   hold_all<EIGHTHS>(made_read);
+#if ANNOUNCE == 1
+  announce_part(s, k, gain_high, gain_low, dgain, H, G);
+#endif
   sync_all();  // nobody reads U any more
 #pragma unroll
   for (int j = 0; j < EIGHTHS; ++j) {
