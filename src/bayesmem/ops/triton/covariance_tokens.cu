@@ -172,19 +172,29 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     float half_way[EIGHTHS][4];
     clear<EIGHTHS>(half_way);
     hold_all<EIGHTHS>(half_way);
-    group_begin();
-#pragma unroll
-    for (int c = 0; c < EIGHTHS; c += 2) pair_product<TOKENS>(half_way, planes(s.turned, c, 0), planes(s.square, c, 0));
-    finish<EIGHTHS>(half_way);
-    clear<WIDTH / 8>(square);
-    hold_all<WIDTH / 8>(square);
-    group_begin();
 #pragma unroll
     for (int c = 0; c < EIGHTHS; c += 2) {
       unsigned high[4], low[4];
-      left_of(high, low, half_way[c], half_way[c + 1]);
-      pair_product<WIDTH>(square, high, low, planes(s.turned, c, WIDTH * group));
+      square_rows<false>(high, low, s.turned, c);
+      group_begin();
+      pair_product<TOKENS>(half_way, high, low, planes(s.square, c, 0));
+      group_commit();
+      if (c >= 2) group_wait<1>();  // registers hold two steps' left sides
     }
+    finish<EIGHTHS>(half_way);
+    clear<WIDTH / 8>(square);
+    hold_all<WIDTH / 8>(square);
+    const auto step = [&](int c) {
+      unsigned high[4], low[4];
+      left_of(high, low, half_way[c], half_way[c + 1]);
+      group_begin();
+      pair_product<WIDTH>(square, high, low, planes(s.turned, c, WIDTH * group));
+    };
+    if (GROUPS == 1 || group == 0)  // U is a triangle
+#pragma unroll
+      for (int c = 0; c < WIDTH / 8; c += 2) step(c);
+#pragma unroll
+    for (int c = WIDTH / 8; c < EIGHTHS; c += 2) step(c);
     finish<WIDTH / 8>(square);
   }
   const float after[2][2] = {{s.coarse[token], s.fine[token]}, {s.coarse[token + 8], s.fine[token + 8]}};
@@ -272,10 +282,15 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   // w G^T, of this warpgroup's columns
   clear<WIDTH / 8>(square);
   hold_all<WIDTH / 8>(square);
-  group_begin();
 #pragma unroll
-  for (int c = 0; c < TILES; c += 2) pair_product<WIDTH>(square, rows_at(s.w, c, 0), rows_at(s.gain, c, WIDTH * group));
-  group_commit();
+  for (int c = 0; c < TILES; c += 2) {
+    unsigned high[4], low[4];
+    rows_of(high, &s.w[0], c), rows_of(low, &s.w[1], c);
+    group_begin();
+    pair_product<WIDTH>(square, high, low, rows_at(s.gain, c, WIDTH * group));
+    group_commit();
+    if (c >= 2) group_wait<1>();
+  }
   // P_0 comes, AHEAD steps before it is used, and beside what follows.
   const float *cov = checkpoints + at * KDIM * KDIM + row * KDIM + 2 * t;
   float p[AHEAD][2][4];
