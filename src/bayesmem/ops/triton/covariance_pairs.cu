@@ -161,7 +161,10 @@ template <bool TURNED> DEVICE void square_rows(unsigned high[4], unsigned low[4]
   }
 }
 
-// Two tiles of 8 columns side by side, to rows so far apart: neighbours swap, so that a thread has four numbers of a row, and
+// Two tiles of 8 columns side by side: where a thread's four numbers of a row begin.
+DEVICE int beside() { return 8 * (THREAD & 1) + 4 * (THREAD >> 1 & 1); }
+
+// Such tiles to rows so far apart: neighbours swap, so that a thread has four numbers of a row, and
 // a warp's instruction is 64 bytes of each of its rows. What the first cache takes is counted by rows.
 DEVICE void store_beside(float *to, int apart, const float x[4], const float y[4]) {
   const bool odd = THREAD & 1;
@@ -169,7 +172,19 @@ DEVICE void store_beside(float *to, int apart, const float x[4], const float y[4
   for (int i = 0; i < 4; i += 2) {
     const float first = shuffle_xor(odd ? x[i] : y[i], 1), second = shuffle_xor(odd ? x[i + 1] : y[i + 1], 1);
     const float four[4] = {odd ? first : x[i], odd ? second : x[i + 1], odd ? y[i] : first, odd ? y[i + 1] : second};
-    put4(to + apart * 4 * i + (odd ? 8 : 0) + 4 * (THREAD >> 1 & 1), four);
+    put4(to + apart * 4 * i + beside(), four);
+  }
+}
+
+// Such tiles from what a thread has fetched of rows g and g + 8.
+DEVICE void from_beside(float x[4], float y[4]) {
+  const bool odd = THREAD & 1;
+  const float upper[4] = {x[0], x[1], x[2], x[3]}, lower[4] = {y[0], y[1], y[2], y[3]};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float up = shuffle_xor(odd ? upper[i] : upper[2 + i], 1), down = shuffle_xor(odd ? lower[i] : lower[2 + i], 1);
+    x[i] = odd ? up : upper[i], y[i] = odd ? upper[2 + i] : up;
+    x[2 + i] = odd ? down : lower[i], y[2 + i] = odd ? lower[2 + i] : down;
   }
 }
 

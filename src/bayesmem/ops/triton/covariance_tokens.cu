@@ -62,13 +62,12 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
       copy(s.sent[half][0] + place + 64 * ROWS * n, sent[half] + at * TOKENS * KDIM + 8 * THREAD + 8 * THREADS * n, true);
 #pragma unroll
   for (int i = 0; i < KDIM / 32; ++i) fetch(lam_trace[i], trace + at * KDIM + lane + 32 * i, warp == WARPS - 1);
+  const float *const straight_at = direct + at * SQUARE + token * TOKENS + WIDTH * group + beside();
 #pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int on = 8 * j - 8 * i;
-      fetch2(straight[j] + 2 * i, direct + at * SQUARE + token * TOKENS + column + 8 * TOKENS * i + 8 * j, gap > on);
-    }
+  for (int j = 0; j < WIDTH / 8; ++j) {
+    const int of = 8 * (j & 1), from = WIDTH * group + beside() + 8 * (j - (j & 1));
+    fetch4(straight[j], straight_at + of * TOKENS + 8 * (j - (j & 1)), token + of > from);
+  }
   const int sequence = chunk_seq[chunk];
   const long long first = seq_start[sequence] + (long long)TOKENS * (chunk - chunk_first[sequence]);
   const int live = seq_start[sequence + 1] - (int)first;
@@ -198,6 +197,8 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     finish<WIDTH / 8>(square);
   }
   const float after[2][2] = {{s.coarse[token], s.fine[token]}, {s.coarse[token + 8], s.fine[token + 8]}};
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; j += 2) from_beside(straight[j], straight[j + 1]);
   make_drive(s, square, straight, after, column, gap, group, t, token);
   sync_all();  // nobody reads S any more
   store_square_turned(s.square, square);
@@ -292,10 +293,10 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     if (c >= 2) group_wait<1>();
   }
   // P_0 comes, AHEAD steps before it is used, and beside what follows.
-  const float *cov = checkpoints + at * KDIM * KDIM + row * KDIM + 2 * t;
+  const float *cov = checkpoints + at * KDIM * KDIM + row * KDIM + beside();
   float p[AHEAD][2][4];
 #pragma unroll
-  for (int c = 0; c < 2 * AHEAD; ++c) fetch2(p[c / 2][c & 1], cov + 8 * c), fetch2(p[c / 2][c & 1] + 2, cov + 8 * KDIM + 8 * c);
+  for (int c = 0; c < 2 * AHEAD; c += 2) fetch4(p[c / 2][0], cov + 8 * c), fetch4(p[c / 2][1], cov + 8 * KDIM + 8 * c);
   if (THREAD < TOKENS) {
     float w_k = 0.f;
 #pragma unroll
@@ -334,11 +335,10 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   for (int c = 0; c < TILES; c += 2) {
     float(*of)[4] = p[c / 2 % AHEAD];
     unsigned high[4], low[4];
+    from_beside(of[0], of[1]);
     left_of(high, low, of[0], of[1]);
     if (c + 2 * AHEAD < TILES)
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        fetch2(of[j], cov + 8 * (c + 2 * AHEAD + j)), fetch2(of[j] + 2, cov + 8 * KDIM + 8 * (c + 2 * AHEAD + j));
+      fetch4(of[0], cov + 8 * (c + 2 * AHEAD)), fetch4(of[1], cov + 8 * KDIM + 8 * (c + 2 * AHEAD));
     group_begin();
     pair_product<TOKENS>(total, high, low, rows_at(s.w, c, 0));
     group_commit();
