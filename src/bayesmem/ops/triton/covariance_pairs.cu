@@ -188,6 +188,31 @@ DEVICE void from_beside(float x[4], float y[4]) {
   }
 }
 
+// What has a row a token, so far apart, as tiles of 8 tokens with channels for their rows: a thread fetches two neighbours of
+// its warp's 16 channels, of two tokens, and has them where they belong once they are turned.
+DEVICE void fetch_channels(float (*x)[4], const float *from, int apart, int live) {
+  const int lane = THREAD % 32, token = 2 * (lane % 4);
+  from += (long long)token * apart + 16 * (THREAD / 32) + 2 * (lane / 4);
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; ++c, from += 8ll * apart)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) fetch2(x[c] + 2 * i, from + i * apart, 8 * c + token + i < live);
+}
+
+DEVICE void turn_channels(float x[4]) {
+  const int lane = THREAD % 32, g = lane / 4, near = 4 * (g >> 1) + lane % 4;  // who has row g; row g + 8: half a warp on
+  const bool odd = g & 1, far = g > 3;
+  float out[4];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {  // who is far gives the second of its two first, so that nobody has to give both at once
+    const float first = shuffle(far ? x[2 * i + 1] : x[2 * i], odd ? near + 16 : near);
+    const float second = shuffle(far ? x[2 * i] : x[2 * i + 1], odd ? near : near + 16);
+    out[i] = odd ? second : first, out[2 + i] = odd ? first : second;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = out[i];
+}
+
 // Two neighbours of such: tile j of two, number i of an accumulator's four.
 DEVICE float one_of(const unsigned tiles[4], int j, int i) {
   const unsigned two = tiles[2 * j + (i >> 1)];

@@ -262,15 +262,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   sync_warp();
   // dgain again, after the fence, which may wait for it: Y^T R is what alpha begins with.
   float made_read[EIGHTHS][4], made_alpha[EIGHTHS][4];
-  const float *d = dgain + ((first + 2 * t) * H + head) * KDIM + row;
-  const int next = H * KDIM;
-#pragma unroll
-  for (int c = 0; c < EIGHTHS; ++c, d += 8ll * next)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool is = 8 * c + 2 * t + i < live;
-      fetch(made_alpha[c][i], d + i * next, is), fetch(made_alpha[c][i + 2], d + i * next + 8, is);
-    }
+  fetch_channels(made_alpha, dgain + (first * H + head) * KDIM, H * KDIM, live);
   sync_all();
   hold_all<WIDTH / 8>(mixed);
   if (GROUPS == 1 || group == 0)
@@ -309,6 +301,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   for (int c = 0; c < EIGHTHS; ++c) {
     float over[2];
     load2(over, s.over + 8 * c + 2 * t);
+    turn_channels(made_alpha[c]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) made_alpha[c][i] *= over[i & 1];
   }

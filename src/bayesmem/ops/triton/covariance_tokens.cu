@@ -207,15 +207,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   sync_warp();
   // dgain comes, as the left side of a product: after the fence, which may wait for what was asked for before it.
   float y[EIGHTHS][4];
-  const float *d = dgain + ((first + 2 * t) * H + head) * KDIM + row;
-  const int next = H * KDIM;
-#pragma unroll
-  for (int c = 0; c < EIGHTHS; ++c, d += 8ll * next)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool is = 8 * c + 2 * t + i < live;
-      fetch(y[c][i], d + i * next, is), fetch(y[c][i + 2], d + i * next + 8, is);
-    }
+  fetch_channels(y, dgain + (first * H + head) * KDIM, H * KDIM, live);
   sync_all();  // D, N^T and k are there
 
   // w^T
@@ -239,6 +231,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     for (int j = 0; j < 2; ++j) {
       float per_var[2];
       load2(per_var, s.per_var + 8 * (c + j) + 2 * t);
+      turn_channels(y[c + j]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) y[c + j][i] *= per_var[i & 1];
     }
