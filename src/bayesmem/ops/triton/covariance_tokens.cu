@@ -16,9 +16,6 @@
 // (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands (covariance_pairs.cu), and
 // covariance_tokens_parts.cu.
 
-#ifndef ONWARD
-#define ONWARD 264  // blocks from one that runs to one that takes such a place
-#endif
 #define UNITS (TOKENS * EIGHTHS / THREADS)  // eighths of a row of U and of S that a thread brings
 #define GATES (4 * TOKENS / THREADS)        // gates that it brings
 #ifndef AHEAD
@@ -98,13 +95,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   if (THREAD == 0) announce(checkpoints + at * KDIM * KDIM, 4 * KDIM * KDIM);
 #endif
 #if ANNOUNCE > 1
-  const int part_of = TOKENS * KDIM * head, whole = KDIM * H * (live < TOKENS ? live : TOKENS);
-  if (THREAD == 32 && part_of < whole) {
-    const long long from = first * H * KDIM + part_of;
-    const int count = whole - part_of < TOKENS * KDIM ? whole - part_of : TOKENS * KDIM;
-    announce(dgain + from, 4 * count), announce(gain_high + from, 2 * count), announce(gain_low + from, 2 * count);
-    if (added) announce(dk + from, 2 * count);
-  }
+  if (THREAD == 32) announce_part(dgain, gain_high, gain_low, added ? dk : nullptr, first, head, H, live);
 #elif ANNOUNCE
 #pragma unroll
   for (int n = 0; n < TOKENS / ROWS; n += 4) {  // by 64 bytes, which are four threads' eighths: each tells of another row
@@ -364,12 +355,8 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   }
   group_commit();
 #if ANNOUNCE > 2
-  if (THREAD == THREADS - 1 && at + ONWARD < GRID) {
-    const long long then = at + ONWARD;
-    announce(solve + then * SQUARE, 4 * SQUARE), announce(met + then * SQUARE, 4 * SQUARE);
-    announce(direct + then * SQUARE, 4 * SQUARE), announce(sums + then * 2 * TOKENS, 8 * TOKENS);
-    announce(sent_high + then * TOKENS * KDIM, 2 * TOKENS * KDIM), announce(sent_low + then * TOKENS * KDIM, 2 * TOKENS * KDIM);
-  }
+  if (THREAD == THREADS - 1 && at + ONWARD < GRID)
+    announce_chunk(solve, met, direct, sums, sent_high, sent_low, at + ONWARD);
 #endif
   if (mine) {
     const float scale = s.scale[own];
