@@ -218,7 +218,17 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     set_corner(inverse, corner, side - 1 - sides);
   }
   sync_all();
-  if (group == 0 && side >= 2) join<2 * SIDE>(inverse, s.square[2], s.square[3], 0, side);
+  const long long square_at = at * SQUARE + token * TOKENS + WIDTH * group;
+  float *const solve_at = solve + square_at, *const direct_at = direct + square_at;
+  const auto keep = [&] {
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; j += 2) store_beside(solve_at + 8 * j, TOKENS, inverse[j], inverse[j + 1]);
+  };
+  const bool joins = group == 0 && side >= 2;
+  if (joins)
+    join<2 * SIDE>(inverse, s.square[2], s.square[3], 0, side);
+  else
+    keep();
   fence_for_groups();
   sync_all();
 
@@ -234,10 +244,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     for (int c = 0; c < WIDTH / 8; c += 2) both(c), group_wait<2>();
 #pragma unroll
   for (int c = WIDTH / 8; c < EIGHTHS; c += 2) both(c), group_wait<2>();
-  const long long square_at = at * SQUARE + token * TOKENS + WIDTH * group;
-  float *const solve_at = solve + square_at, *const direct_at = direct + square_at;
-#pragma unroll
-  for (int j = 0; j < WIDTH / 8; j += 2) store_beside(solve_at + 8 * j, TOKENS, inverse[j], inverse[j + 1]);
+  if (joins) keep();
   group_wait<0>();
   hold_all<WIDTH / 8>(drive), hold_all<WIDTH / 8>(mixed);
 #pragma unroll
@@ -315,10 +322,10 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   group_commit();
   group_wait<1>();
   hold_all<EIGHTHS>(made_read);
+  sync_all();  // nobody reads U any more
 #if ANNOUNCE == 1
   announce_part(s, k, gain_high, gain_low, dgain, H, G);
 #endif
-  sync_all();  // nobody reads U any more
 #pragma unroll
   for (int j = 0; j < EIGHTHS; ++j) {
     unsigned tiles[4];
