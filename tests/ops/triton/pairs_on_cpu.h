@@ -9,6 +9,7 @@ DEVICE float exponential(float x) { return std::exp(x); }
 DEVICE void load2(float *x, const float *at) { x[0] = at[0], x[1] = at[1]; }
 DEVICE void load16(unsigned x[4], const HALF *at) { std::memcpy(x, at, 16); }
 DEVICE void store16(HALF *at, const unsigned x[4]) { std::memcpy(at, x, 16); }
+DEVICE unsigned load_two(const HALF *at) { unsigned x; std::memcpy(&x, at, 4); return x; }
 DEVICE void move16(HALF *to, const HALF *from) { std::memcpy(to, from, 16); }
 DEVICE void send16(void *to, const unsigned x[4], bool is) { if (is) std::memcpy(to, x, 16); }
 DEVICE float wide(HALF x) { return as_float((unsigned)x << 16); }
@@ -17,6 +18,7 @@ DEVICE void fetch2(float *x, const float *at) { load2(x, at); }
 DEVICE void fetch2(float *x, const float *at, bool there) { x[0] = x[1] = 0.f; if (there) load2(x, at); }
 DEVICE void fetch4(float *x, const float *at) { load4(x, at); }
 DEVICE void fetch4(float *x, const float *at, bool there) { x[0] = x[1] = x[2] = x[3] = 0.f; if (there) load4(x, at); }
+DEVICE void put4(float *at, const float *x) { store4(at, x); }
 DEVICE void announce(const void *, int) {}
 DEVICE void announce(const void *) {}
 
@@ -56,8 +58,8 @@ static void load(unsigned tiles[4], const HALF *at, bool turned) {
   sync_warp();
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4, column = 2 * (lane % 4);  // of this lane's two numbers in tile i
-    const HALF *const *rows = place[warp] + 8 * i;
-    tiles[i] = turned ? rows[column][row] | rows[column + 1][row] << 16 : rows[row][column] | rows[row][column + 1] << 16;
+    const HALF *const *lines = place[warp] + 8 * i;
+    tiles[i] = turned ? lines[column][row] | lines[column + 1][row] << 16 : lines[row][column] | lines[row][column + 1] << 16;
   }
   sync_warp();
 }
@@ -92,6 +94,18 @@ DEVICE float entry(const HALF *at, int plane, int line, int k) {
   if (plane) return wide(at[(k >> 3) * plane + 8 * line + (k & 7)]);
   const size_t straight = (size_t)(at + 64 * line + (k & ~7));  // as the hardware does it, by the bits of an address
   return wide(((const HALF *)(straight ^ (straight >> 7 & 7) << 4))[k & 7]);
+}
+
+static void warp_product(float d[4], const unsigned a[4], const unsigned b[2]) {
+  const int warp = current / 32, lane = current % 32, turn = lanes[warp].phase & 1, g = lane / 4, t = lane % 4;
+  std::memcpy(operand[warp][turn][lane], a, 16), std::memcpy(operand[warp][turn][lane] + 4, b, 8);
+  sync_warp();
+  const unsigned(*all)[6] = operand[warp][turn];
+  for (int i = 0; i < 4; ++i)
+    for (int k = 0; k < 16; ++k) {
+      const int of = k % 8 / 2, shift = 16 * (k & 1), column = 2 * t + (i & 1);
+      d[i] += wide(all[4 * g + of][(i >> 1) + 2 * (k >> 3)] >> shift) * wide(all[4 * column + of][4 + (k >> 3)] >> shift);
+    }
 }
 
 template <int COLUMNS> static void product(float (*d)[4], const unsigned a[4], const HALF *b, int plane) {

@@ -13,6 +13,7 @@ DEVICE float round_down(float x) { return floorf(x); }
 DEVICE void load2(float *x, const float *at) { const float2 v = *(const float2 *)at; x[0] = v.x, x[1] = v.y; }
 DEVICE void store16(HALF *at, const unsigned x[4]) { *(uint4 *)at = make_uint4(x[0], x[1], x[2], x[3]); }
 DEVICE void load16(unsigned x[4], const HALF *at) { const uint4 v = *(const uint4 *)at; x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w; }
+DEVICE unsigned load_two(const HALF *at) { return *(const unsigned *)at; }
 DEVICE void move16(HALF *to, const HALF *from) { *(uint4 *)to = *(const uint4 *)from; }
 DEVICE unsigned shared_address(const void *at) { return (unsigned)__cvta_generic_to_shared(at); }
 
@@ -58,6 +59,10 @@ DEVICE void send16(void *at, const unsigned x[4], bool is) {
                "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"((int)is)
                : "memory");
 }
+// Four numbers to global memory at once, which compilers would take apart where registers are few.
+DEVICE void put4(float *at, const float *x) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(at), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
+}
 // So many bytes, a multiple of 16, on their way into the second cache; or those of a cache line.
 DEVICE void announce(const void *at, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
@@ -80,6 +85,13 @@ DEVICE void load_turned(unsigned tiles[4], const HALF *at) { LOAD(".trans"); }
                : "memory")
 DEVICE void store_tiles(HALF *at, const unsigned tiles[4]) { STORE(""); }
 DEVICE void store_turned(HALF *at, const unsigned tiles[4]) { STORE(".trans"); }
+
+// d (16 rows by 8) += a b, 16 of the contraction, by one warp.
+DEVICE void warp_product(float d[4], const unsigned a[4], const unsigned b[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : G4(d)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 
 // An operand in shared memory: blocks of 8 rows by 8 of the contraction, 128 bytes each, the second 8 in the next plane; or
 // without planes rows of 128 bytes, swizzled, of which 8 begin at a multiple of 1024.

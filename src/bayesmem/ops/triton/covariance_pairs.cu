@@ -128,11 +128,89 @@ DEVICE void store_square_turned(Square &to, const float x[WIDTH / 8][4]) {
   }
 }
 
+// The two tiles of what a warp has of a square, 8 columns each, that lie in a block of 16 from the left.
+DEVICE void corner_of(float out[2][4], const float (*x)[4], int block) {
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out[j & 1][i] = j < 2 || block == j / 2 ? x[j][i] : out[j & 1][i];
+}
+
 // The left side, this warp's 16 channels by tokens 8 c to 8 c + 15, of what lies with tokens for its rows.
 DEVICE void turned_rows(unsigned tiles[4], const Rows &rows, int c) {
   const int tile = THREAD % 32 >> 3, line = THREAD & 7;
   const int token = 8 * c + 8 * (tile >> 1) + line, eighth = 2 * (THREAD / 32) + (tile & 1);
   load_turned(tiles, rows[eighth / 8] + swizzled(token, eighth % 8));
+}
+
+// The left side, 16 rows of tokens by channels 8 c to 8 c + 15, of what is copied.
+DEVICE void rows_of(unsigned tiles[4], const Rows *x, int c) {
+  const int tile = THREAD % 32 >> 3, token = 16 * (THREAD / 32 % 4) + 8 * (tile & 1) + (THREAD & 7);
+  load_tiles(tiles, x[0][c / 8] + swizzled(token, (c + (tile >> 1)) % 8));
+}
+
+// The left side, 16 rows by eighths c and c + 1 of the contraction, of a matrix of tokens by tokens; or of it turned.
+template <bool TURNED> DEVICE void square_rows(unsigned high[4], unsigned low[4], const Square &x, int c) {
+  const int tile = THREAD % 32 >> 3, line = THREAD & 7, side = THREAD / 32 % 4;
+  if (TURNED) {
+    const int plane = 2 * side + (tile & 1), at = 8 * (8 * c + 8 * (tile >> 1) + line);
+    load_turned(high, x[0][plane] + at), load_turned(low, x[1][plane] + at);
+  } else {
+    const int plane = c + (tile >> 1), at = 8 * (16 * side + 8 * (tile & 1) + line);
+    load_tiles(high, x[0][plane] + at), load_tiles(low, x[1][plane] + at);
+  }
+}
+
+// Two tiles of 8 columns side by side: where a thread's four numbers of a row begin.
+DEVICE int beside() { return 8 * (THREAD & 1) + 4 * (THREAD >> 1 & 1); }
+
+// Such tiles to rows so far apart: neighbours swap, so that a thread has four numbers of a row, and
+// a warp's instruction is 64 bytes of each of its rows. What the first cache takes is counted by rows.
+DEVICE void store_beside(float *to, int apart, const float x[4], const float y[4]) {
+  const bool odd = THREAD & 1;
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const float first = shuffle_xor(odd ? x[i] : y[i], 1), second = shuffle_xor(odd ? x[i + 1] : y[i + 1], 1);
+    const float four[4] = {odd ? first : x[i], odd ? second : x[i + 1], odd ? y[i] : first, odd ? y[i + 1] : second};
+    put4(to + apart * 4 * i + beside(), four);
+  }
+}
+
+// Such tiles from what a thread has fetched of rows g and g + 8.
+DEVICE void from_beside(float x[4], float y[4]) {
+  const bool odd = THREAD & 1;
+  const float upper[4] = {x[0], x[1], x[2], x[3]}, lower[4] = {y[0], y[1], y[2], y[3]};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float up = shuffle_xor(odd ? upper[i] : upper[2 + i], 1), down = shuffle_xor(odd ? lower[i] : lower[2 + i], 1);
+    x[i] = odd ? up : upper[i], y[i] = odd ? upper[2 + i] : up;
+    x[2 + i] = odd ? down : lower[i], y[2 + i] = odd ? lower[2 + i] : down;
+  }
+}
+
+// What has a row a token, so far apart, as tiles of 8 tokens with channels for their rows: a thread fetches two neighbours of
+// its warp's 16 channels, of two tokens, and has them where they belong once they are turned.
+DEVICE void fetch_channels(float (*x)[4], const float *from, int apart, int live) {
+  const int lane = THREAD % 32, token = 2 * (lane % 4);
+  from += (long long)token * apart + 16 * (THREAD / 32) + 2 * (lane / 4);
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; ++c, from += 8ll * apart)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) fetch2(x[c] + 2 * i, from + i * apart, 8 * c + token + i < live);
+}
+
+DEVICE void turn_channels(float x[4]) {
+  const int lane = THREAD % 32, g = lane / 4, near = 4 * (g >> 1) + lane % 4;  // who has row g; row g + 8: half a warp on
+  const bool odd = g & 1, far = g > 3;
+  float out[4];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {  // who is far gives the second of its two first, so that nobody has to give both at once
+    const float first = shuffle(far ? x[2 * i + 1] : x[2 * i], odd ? near + 16 : near);
+    const float second = shuffle(far ? x[2 * i] : x[2 * i + 1], odd ? near : near + 16);
+    out[i] = odd ? second : first, out[2 + i] = odd ? first : second;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) x[i] = out[i];
 }
 
 // Two neighbours of such: tile j of two, number i of an accumulator's four.

@@ -15,6 +15,7 @@ TOKENS = 64
 MACHINE = ("covariance_prelude.cu", "covariance_wgmma.cu", "covariance_chain_prelude.cu", "covariance_pairs.cu")
 MORE = {  # what a kernel has besides
     "covariance_chain": ("covariance_keys.cu", "covariance_cuts.cu", "covariance_chain_run.cu"),
+    "covariance_prepare": ("covariance_inverse.cu",),
     "covariance_tokens": ("covariance_tokens_parts.cu",),
     "mean_local": ("mean_local_parts.cu",),
 }

@@ -1,24 +1,28 @@
 // What a chunk of the covariance's backward knows by itself (covariance_prepare.py says what that is) on Hopper's tensor cores:
 // one block of threads a (chunk, head), keys of bfloat16, gains as a pair, no gradient of the predictive variance.
 //
-// Matrices of tokens by tokens are made by columns, WIDTH a warpgroup, and meet in shared memory as operands. The inverse
-// U = (I + X)^-1 begins with blocks of 16, which are substituted, a column a lane; then, as in unit_inverse, twice
-//
-//   U <- U - (U X) U  in the blocks that join two       X = slow(R/R K G^T)
+// Matrices of tokens by tokens are made by columns, WIDTH a warpgroup, and meet in shared memory as operands; they are lower
+// triangles, of which products read no rows above a warpgroup's first column. The inverse U = (I + X)^-1,
+// X = slow(R/R K G^T), is covariance_inverse.cu's.
 //
 // Kbar and alpha have channels for their rows, so that every warpgroup has 64:
 //
 //   Kbar = K^T (U R)^T     alpha = Y^T R + K^T ((c I - Ag U) R)^T
 //
-// Of five matrices one is always free for what comes next, so that a barrier says that an operand is there, and none that
-// it is no longer read.
+// Of five matrices those are free that come next, so that a barrier says that an operand is there, and none that it is no
+// longer read. Left sides go through registers: shared memory, which is what all of this waits for most, gives them once
+// for the products of a pair, and turned.
 //
-// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), and what the prelude asks for. Files before it: what the machine gives
-// (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu) and pairs as operands (covariance_pairs.cu).
+// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (0, or where the second cache is told what the block that
+// takes this one's place is to read: 1 at the end, 2 before the inverse), and what the prelude asks for. Files before it: what
+// the machine gives (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands
+// (covariance_pairs.cu), and covariance_inverse.cu.
 
 #define WARPS (THREADS / 32)
-#define SIDE 16  // of a block that is substituted
 #define COPIES (TOKENS / ROWS)
+#ifndef ONWARD
+#define ONWARD 264  // blocks from one that runs to one that takes such a place
+#endif
 
 struct Shared {
   Rows k;
@@ -26,15 +30,16 @@ struct Shared {
     struct { Rows gain[2], dgain[2]; };  // G and dgain
     Square square[5];                    // then operands
     struct {
-      Square drive;
+      Square others[2];
       HALF read[2][KDIM * TOKENS];  // at last Kbar, a row a channel
     };
   };
   float block[TOKENS / SIDE][SIDE][SIDE + 4];  // by columns
   float coarse[TOKENS], fine[TOKENS];          // the log of R_t, in two sums
   float since[TOKENS];                         // R_t
-  float per_var[TOKENS];                       // 1 / s_t
+  float per_var[TOKENS], over[TOKENS];         // 1 / s_t, R_t / s_t
   float along[TOKENS];                         // sigma_t, then c_t
+  long long then;                              // the first token of the block to be announced, or none: -1
 };
 
 // Sums over the tokens up to each of what two tokens a lane give.
@@ -48,27 +53,25 @@ DEVICE void running(float out[TOKENS], float x, float y, int lane) {
   out[2 * lane] = sum - y, out[2 * lane + 1] = sum;
 }
 
-// What this warpgroup's columns are of a product of matrices of tokens by tokens, added to; it is on its way.
-DEVICE void multiply(float out[WIDTH / 8][4], const Square &a, const Square &b, int group) {
-  hold_all<WIDTH / 8>(out);
+// What this warpgroup's columns are of a product of matrices of tokens by tokens, added to: one step of the contraction, on
+// its way. Of b the lower triangle alone is read.
+template <bool TURNED> DEVICE void multiply(float out[WIDTH / 8][4], const Square &a, const Square &b, int c, int group) {
+  unsigned high[4], low[4];
+  square_rows<TURNED>(high, low, a, c);
   group_begin();
-#pragma unroll
-  for (int c = 0; c < EIGHTHS; c += 2) pair_product<WIDTH>(out, planes(a, c, 0), planes(b, c, WIDTH * group));
+  pair_product<WIDTH>(out, high, low, planes(b, c, WIDTH * group));
   group_commit();
 }
 
-// One column of the inverse of a block of 16, unit lower triangular, of which shared memory holds what is below.
-DEVICE void substitute(float u[SIDE], const float (*below)[SIDE + 4], int own) {
-#pragma unroll
-  for (int i = 0; i < SIDE; ++i) u[i] = i == own ? 1.f : 0.f;
-#pragma unroll
-  for (int j = 0; j < SIDE - 1; ++j) {
-    float x[SIDE];
-#pragma unroll
-    for (int i = j & ~3; i < SIDE; i += 4) load4(x + i, below[j] + i);
-#pragma unroll
-    for (int i = j + 1; i < SIDE; ++i) u[i] -= x[i] * u[j];
-  }
+// What blocks ONWARD from this one read lies together over all heads: every head tells of its part of the tokens.
+DEVICE void announce_part(const Shared &s, const HALF *k, const HALF *gain_high, const HALF *gain_low, const float *dgain,
+                          int H, int G) {
+  if (THREAD || s.then < 0) return;
+  const int part = (BLOCK + ONWARD) % H, keys = TOKENS * KDIM / (H / G) & ~7;
+  const long long from = s.then * H * KDIM + (long long)part * TOKENS * KDIM;
+  announce(dgain + from, 4 * TOKENS * KDIM);
+  announce(gain_high + from, 2 * TOKENS * KDIM), announce(gain_low + from, 2 * TOKENS * KDIM);
+  announce(k + s.then * G * KDIM + (long long)part * keys, 2 * keys);
 }
 
 GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain_low, const float *innovation_var,
@@ -131,35 +134,51 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   sync_all();
 
   // X = slow(R/R K G^T), and Y G^T
-  float x[WIDTH / 8][4], ag[WIDTH / 8][4], inverse[WIDTH / 8][4], made[WIDTH / 8][4];
+  float x[WIDTH / 8][4], ag[WIDTH / 8][4];
   clear<WIDTH / 8>(x), clear<WIDTH / 8>(ag);
   hold_all<WIDTH / 8>(x), hold_all<WIDTH / 8>(ag);
-  group_begin();
 #pragma unroll
   for (int c = 0; c < TILES; c += 2) {
     const Operand right = rows_at(s.gain, c, WIDTH * group);
-    product<WIDTH>(x, s.k[c / 8] + 8 * (c % 8), 0, right.low, 0);
-    product<WIDTH>(x, s.k[c / 8] + 8 * (c % 8), 0, right.high, 0);
-    pair_product<WIDTH>(ag, rows_at(s.dgain, c, 0), right);
+    unsigned keys[4], high[4], low[4];
+    rows_of(keys, &s.k, c), rows_of(high, &s.dgain[0], c), rows_of(low, &s.dgain[1], c);
+    group_begin();
+    product<WIDTH>(x, keys, right.low, 0), product<WIDTH>(x, keys, right.high, 0);
+    pair_product<WIDTH>(ag, high, low, right);
+    group_commit();
+    if (c >= 2) group_wait<1>();  // registers hold two steps' left sides
   }
-  group_commit();
+#if ANNOUNCE
+  if (THREAD == THREADS - 32) {
+    const int next = (BLOCK + ONWARD) / H, of = BLOCK + ONWARD < GRID ? chunk_seq[next] : sequence;
+    const long long then = seq_start[of] + (long long)TOKENS * (next - chunk_first[of]);
+    s.then = BLOCK + ONWARD < GRID && then + TOKENS <= seq_start[of + 1] ? then : -1;
+  }
+#endif
   if (THREAD < TOKENS) {
     const float coarse = s.coarse[own], fine = s.fine[own];
     sums[at * 2 * TOKENS + own] = coarse, sums[at * 2 * TOKENS + TOKENS + own] = fine;
-    s.since[own] = exponential(coarse + fine);
+    const float since = exponential(coarse + fine);
+    s.since[own] = since, s.over[own] = since * s.per_var[own];
     if (own < live) to_end[gate] = exponential((s.coarse[TOKENS - 1] - coarse) + (s.fine[TOKENS - 1] - fine));
   }
   const float after[2][2] = {{s.coarse[token], s.fine[token]}, {s.coarse[token + 8], s.fine[token + 8]}};
   const float per_var[2] = {s.per_var[token], s.per_var[token + 8]};
   group_wait<0>();
   hold_all<WIDTH / 8>(x), hold_all<WIDTH / 8>(ag);
-#pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (gap == 8 * j + (i & 1) - 8 * (i >> 1)) s.along[token + 8 * (i >> 1)] -= ag[j][i] * per_var[i >> 1];
+  // A warp's block of 16 of the diagonal, if it has it, is in the same two of its tiles of 8 columns for all of its threads.
+  const bool has = 16 * side / WIDTH == group;
+  float corner[2][4];
+  corner_of(corner, ag, side - sides);
+  if (has && t == g >> 1) {
+    s.along[token] -= (g & 1 ? corner[0][1] : corner[0][0]) * per_var[0];
+    s.along[token + 8] -= (g & 1 ? corner[1][3] : corner[1][2]) * per_var[1];
+  }
   sync_all();  // nobody reads G and dgain any more, and c is there
   if (THREAD < TOKENS && own < live) along_key[gate] = s.along[own];
+#if ANNOUNCE == 2
+  announce_part(s, k, gain_high, gain_low, dgain, H, G);
+#endif
   const float along[2] = {s.along[token], s.along[token + 8]};
 #pragma unroll
   for (int j = 0; j < WIDTH / 8; ++j) {
@@ -170,62 +189,62 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
       const int on = 8 * j + (i & 1) - 8 * (i >> 1);
       const float before[2] = {coarse[i & 1], fine[i & 1]}, r = below(after[i >> 1], before, gap > on);
       x[j][i] *= r, ag[j][i] = r * (ag[j][i] * per_var[i >> 1]) + along[i >> 1] * x[j][i];
-      if (sides + j / 2 == side) s.block[side][8 * (j & 1) + 2 * t + (i & 1)][g + 8 * (i >> 1)] = x[j][i];
     }
   }
-  store_square_turned(s.square[0], x);
-  // The inverse of the block of 16 that this warp has of the diagonal, if it has: column `lane`.
-  const bool has = 16 * side / WIDTH == group;
-  float u[SIDE];
-  sync_warp();
-  if (has) substitute(u, s.block[side], lane % SIDE);
-  sync_warp();
-  if (has && lane < SIDE)
+  store_square_turned(s.square[3], x);
+  store_square(s.square[0], ag);
+  corner_of(corner, x, side - sides);
+  float inverse[WIDTH / 8][4];
+  clear<WIDTH / 8>(inverse);
+  if (has) {
+    float(*const block)[SIDE + 4] = s.block[side], u[SIDE];
 #pragma unroll
-    for (int i = 0; i < SIDE; i += 4) store4(s.block[side][lane] + i, u + i);
-  sync_warp();
+    for (int n = 0; n < 8; ++n) block[8 * (n >> 2) + 2 * t + (n & 1)][g + 8 * (n >> 1 & 1)] = corner[n >> 2][n & 3];
+    sync_warp();
+    substitute(u, block, lane % SIDE);
+    sync_warp();
+    if (lane < SIDE)
 #pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j)
+      for (int i = 0; i < SIDE; i += 4) store4(block[lane] + i, u + i);
+    sync_warp();
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      inverse[j][i] = sides + j / 2 == side ? s.block[side][8 * (j & 1) + 2 * t + (i & 1)][g + 8 * (i >> 1)] : 0.f;
-#pragma unroll
-  for (int round = 0; round < 2; ++round) {
-    Square &turned = s.square[round ? 4 : 2];
-    store_square(s.square[1], inverse), store_square_turned(turned, inverse);
-    fence_for_groups();
-    sync_all();
-    clear<WIDTH / 8>(made);
-    multiply(made, s.square[1], s.square[0], group);
-    finish<WIDTH / 8>(made);
-    store_square(s.square[3], made);
-    fence_for_groups();
-    sync_all();
-    clear<WIDTH / 8>(made);
-    multiply(made, s.square[3], turned, group);
-    finish<WIDTH / 8>(made);
-#pragma unroll
-    for (int j = 0; j < WIDTH / 8; ++j) {
-      const int other = sides + j / 2;
-      const bool joins = round ? side / 2 != other / 2 : side / 2 == other / 2 && side != other;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) inverse[j][i] -= joins ? made[j][i] : 0.f;
-    }
+    for (int n = 0; n < 8; ++n) corner[n >> 2][n & 3] = block[8 * (n >> 2) + 2 * t + (n & 1)][g + 8 * (n >> 1 & 1)];
+    set_corner(inverse, corner, side - sides);
   }
-
-  // direct = slow(R/R (U^T (Ag U + slow(Ag^T U)) / 2 - c U / 2))
-  store_square(s.square[0], ag), store_square_turned(s.square[1], ag), store_square_turned(s.square[2], inverse);
+  store_square_turned(s.square[2], inverse);
+  sync_all();
+  if (has && (side & 1)) {
+    join<SIDE>(corner, s.square[2], s.square[3], SIDE * (side - 1), side);
+    set_corner(inverse, corner, side - 1 - sides);
+  }
+  sync_all();
+  const long long square_at = at * SQUARE + token * TOKENS + WIDTH * group;
+  float *const solve_at = solve + square_at, *const direct_at = direct + square_at;
+  const auto keep = [&] {
+#pragma unroll
+    for (int j = 0; j < WIDTH / 8; j += 2) store_beside(solve_at + 8 * j, TOKENS, inverse[j], inverse[j + 1]);
+  };
+  const bool joins = group == 0 && side >= 2;
+  if (joins)
+    join<2 * SIDE>(inverse, s.square[2], s.square[3], 0, side);
+  else
+    keep();
   fence_for_groups();
   sync_all();
+
+  // direct = slow(R/R (U^T (Ag U + slow(Ag^T U)) / 2 - c U / 2))
   float drive[WIDTH / 8][4], mixed[WIDTH / 8][4];
   clear<WIDTH / 8>(drive), clear<WIDTH / 8>(mixed);
-  multiply(drive, s.square[0], s.square[2], group);
-  multiply(mixed, s.square[1], s.square[2], group);
-  float *const solve_at = solve + at * SQUARE + token * TOKENS + column, *const direct_at = direct + at * SQUARE + token * TOKENS + column;
+  hold_all<WIDTH / 8>(drive), hold_all<WIDTH / 8>(mixed);
+  const auto both = [&](int c) {
+    multiply<false>(drive, s.square[0], s.square[2], c, group), multiply<true>(mixed, s.square[0], s.square[2], c, group);
+  };
+  if (GROUPS == 1 || group == 0)
 #pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j)
+    for (int c = 0; c < WIDTH / 8; c += 2) both(c), group_wait<2>();
 #pragma unroll
-    for (int i = 0; i < 2; ++i) store2(solve_at + 8 * TOKENS * i + 8 * j, inverse[j][2 * i], inverse[j][2 * i + 1]);
+  for (int c = WIDTH / 8; c < EIGHTHS; c += 2) both(c), group_wait<2>();
+  if (joins) keep();
   group_wait<0>();
   hold_all<WIDTH / 8>(drive), hold_all<WIDTH / 8>(mixed);
 #pragma unroll
@@ -245,12 +264,21 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
       drive[j][i] = (gap == 8 * j + (i & 1) - 8 * (i >> 1) ? along[i >> 1] : -drive[j][i]) * since[i & 1];
     }
   }
-  store_square(s.square[4], inverse);
+  store_square(s.square[4], inverse), store_square(s.square[1], drive);
   fence_for_groups();
-  sync_all();  // nobody reads Ag any more
-  multiply(mixed, s.square[2], s.square[3], group);
-  store_square(s.drive, drive);
-  finish<WIDTH / 8>(mixed);
+  sync_warp();
+  // dgain again, after the fence, which may wait for it: Y^T R is what alpha begins with.
+  float made_read[EIGHTHS][4], made_alpha[EIGHTHS][4];
+  fetch_channels(made_alpha, dgain + (first * H + head) * KDIM, H * KDIM, live);
+  sync_all();
+  hold_all<WIDTH / 8>(mixed);
+  if (GROUPS == 1 || group == 0)
+#pragma unroll
+    for (int c = 0; c < WIDTH / 8; c += 2) multiply<false>(mixed, s.square[2], s.square[3], c, group), group_wait<1>();
+#pragma unroll
+  for (int c = WIDTH / 8; c < EIGHTHS; c += 2) multiply<false>(mixed, s.square[2], s.square[3], c, group), group_wait<1>();
+  group_wait<0>();
+  hold_all<WIDTH / 8>(mixed);
 #pragma unroll
   for (int j = 0; j < WIDTH / 8; ++j) {
     float coarse[2], fine[2];
@@ -260,66 +288,50 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
       const float before[2] = {coarse[i & 1], fine[i & 1]};
       mixed[j][i] *= below(after[i >> 1], before, gap > 8 * j + (i & 1) - 8 * (i >> 1));
     }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) store2(direct_at + 8 * TOKENS * i + 8 * j, mixed[j][2 * i], mixed[j][2 * i + 1]);
+    if (j & 1) store_beside(direct_at + 8 * (j - 1), TOKENS, mixed[j - 1], mixed[j]);
   }
-  fence_for_groups();
-  sync_warp();
-  // dgain again, after the fence, which may wait for it: Y^T R is what alpha begins with.
-  float made_read[EIGHTHS][4], made_alpha[EIGHTHS][4];
-  const float *d = dgain + ((first + 2 * t) * H + head) * KDIM + row;
-  const int next = H * KDIM;
-#pragma unroll
-  for (int c = 0; c < EIGHTHS; ++c, d += 8ll * next)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool is = 8 * c + 2 * t + i < live;
-      fetch(made_alpha[c][i], d + i * next, is), fetch(made_alpha[c][i + 2], d + i * next + 8, is);
-    }
-  sync_all();
 
-  // Kbar, and alpha
+  // Kbar, and alpha while Kbar is stored
+  unsigned keys[EIGHTHS / 2][4];
+#pragma unroll
+  for (int c = 0; c < EIGHTHS; c += 2) turned_rows(keys[c / 2], s.k, c);
   clear<EIGHTHS>(made_read);
   hold_all<EIGHTHS>(made_read);
   group_begin();
 #pragma unroll
   for (int c = 0; c < EIGHTHS; c += 2) {
-    unsigned keys[4];
-    turned_rows(keys, s.k, c);
-    product<TOKENS>(made_read, keys, s.square[4][1][c], TOKEN_PLANE);
-    product<TOKENS>(made_read, keys, s.square[4][0][c], TOKEN_PLANE);
+    product<TOKENS>(made_read, keys[c / 2], s.square[4][1][c], TOKEN_PLANE);
+    product<TOKENS>(made_read, keys[c / 2], s.square[4][0][c], TOKEN_PLANE);
   }
   group_commit();
 #pragma unroll
   for (int c = 0; c < EIGHTHS; ++c) {
-    float since[2], over[2];
-    load2(since, s.since + 8 * c + 2 * t), load2(over, s.per_var + 8 * c + 2 * t);
+    float over[2];
+    load2(over, s.over + 8 * c + 2 * t);
+    turn_channels(made_alpha[c]);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) made_alpha[c][i] *= since[i & 1] * over[i & 1];
+    for (int i = 0; i < 4; ++i) made_alpha[c][i] *= over[i & 1];
   }
-  group_wait<0>();
-  hold_all<EIGHTHS>(made_read), hold_all<EIGHTHS>(made_alpha);
+  hold_all<EIGHTHS>(made_alpha);
   group_begin();
 #pragma unroll
   for (int c = 0; c < EIGHTHS; c += 2) {
-    unsigned keys[4];
-    turned_rows(keys, s.k, c);
-    product<TOKENS>(made_alpha, keys, s.drive[1][c], TOKEN_PLANE);
-    product<TOKENS>(made_alpha, keys, s.drive[0][c], TOKEN_PLANE);
+    product<TOKENS>(made_alpha, keys[c / 2], s.square[1][1][c], TOKEN_PLANE);
+    product<TOKENS>(made_alpha, keys[c / 2], s.square[1][0][c], TOKEN_PLANE);
   }
   group_commit();
+  group_wait<1>();
+  hold_all<EIGHTHS>(made_read);
+  sync_all();  // nobody reads U any more
+#if ANNOUNCE == 1
+  announce_part(s, k, gain_high, gain_low, dgain, H, G);
+#endif
 #pragma unroll
   for (int j = 0; j < EIGHTHS; ++j) {
     unsigned tiles[4];
     pair_of(tiles, made_read[j]);
     store_tiles(s.read[tile >> 1] + swizzled(16 * warp + 8 * (tile & 1) + line, j), tiles);
   }
-  group_wait<0>();
-  hold_all<EIGHTHS>(made_alpha);
-  float *const to = alpha + at * KDIM * TOKENS + row * TOKENS + 2 * t;
-#pragma unroll
-  for (int j = 0; j < EIGHTHS; ++j)
-    store2(to + 8 * j, made_alpha[j][0], made_alpha[j][1]), store2(to + 8 * TOKENS + 8 * j, made_alpha[j][2], made_alpha[j][3]);
   sync_warp();  // every warp has its own rows of Kbar
 #pragma unroll
   for (int n = 0; n < 4; ++n) {
@@ -327,4 +339,9 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     const long long there = (at * KDIM + mine) * TOKENS + 8 * (lane % EIGHTHS);
     move16(read_high + there, s.read[0] + from), move16(read_low + there, s.read[1] + from);
   }
+  group_wait<0>();
+  hold_all<EIGHTHS>(made_alpha);
+  float *const to = alpha + (at * KDIM + row) * TOKENS;
+#pragma unroll
+  for (int j = 0; j < EIGHTHS; j += 2) store_beside(to + 8 * j, TOKENS, made_alpha[j], made_alpha[j + 1]);
 }

@@ -12,14 +12,14 @@ SIDE = 16  # of a block that is substituted
 
 def settings(key_dim: int) -> dict[str, int]:
     """What the source is compiled with."""
-    return pair_settings(key_dim, 2)
+    return pair_settings(key_dim, 2) | {"ANNOUNCE": 1}
 
 
 def shared_bytes(key_dim: int) -> int:
     """Size of ``struct Shared``."""
     rows, square = 2 * TOKENS * key_dim, TOKENS // 4 * TOKEN_PLANE
-    floats = TOKENS * (SIDE + 4) + 5 * TOKENS
-    return rows + max(4 * rows, 5 * square, square + 2 * rows) + 4 * floats
+    floats = TOKENS * (SIDE + 4) + 6 * TOKENS
+    return rows + max(4 * rows, 5 * square, 2 * square + 2 * rows) + 4 * floats + 8
 
 
 def cuda_prepare(key_dim: int, chunk: int, prec: str, device: torch.device) -> Callable[..., None] | None:

@@ -10,14 +10,12 @@
 // row a token t and a column an earlier token u, are made by columns. What is read once is asked for a stage ahead,
 // in registers where shared memory has no room for it; the covariance and the gains first of all from the second cache.
 //
-// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (0, 1: the second cache is told what this block is to read, 2:
-// and what the block does that follows it), and what the prelude asks for. Files before it: what the machine gives
+// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (0; the second cache is told what this block is to read 1: by
+// its rows, 2: by its part of what lies together over all heads; 3: and at last of what the block reads first that follows
+// it), and what the prelude asks for. Files before it: what the machine gives
 // (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands (covariance_pairs.cu), and
 // covariance_tokens_parts.cu.
 
-#ifndef ONWARD
-#define ONWARD 264  // blocks from one that runs to one that takes such a place
-#endif
 #define UNITS (TOKENS * EIGHTHS / THREADS)  // eighths of a row of U and of S that a thread brings
 #define GATES (4 * TOKENS / THREADS)        // gates that it brings
 #ifndef AHEAD
@@ -61,13 +59,12 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
       copy(s.sent[half][0] + place + 64 * ROWS * n, sent[half] + at * TOKENS * KDIM + 8 * THREAD + 8 * THREADS * n, true);
 #pragma unroll
   for (int i = 0; i < KDIM / 32; ++i) fetch(lam_trace[i], trace + at * KDIM + lane + 32 * i, warp == WARPS - 1);
+  const float *const straight_at = direct + at * SQUARE + token * TOKENS + WIDTH * group + beside();
 #pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int on = 8 * j - 8 * i;
-      fetch2(straight[j] + 2 * i, direct + at * SQUARE + token * TOKENS + column + 8 * TOKENS * i + 8 * j, gap > on);
-    }
+  for (int j = 0; j < WIDTH / 8; ++j) {
+    const int of = 8 * (j & 1), from = WIDTH * group + beside() + 8 * (j - (j & 1));
+    fetch4(straight[j], straight_at + of * TOKENS + 8 * (j - (j & 1)), token + of > from);
+  }
   const int sequence = chunk_seq[chunk];
   const long long first = seq_start[sequence] + (long long)TOKENS * (chunk - chunk_first[sequence]);
   const int live = seq_start[sequence + 1] - (int)first;
@@ -94,16 +91,12 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     fetch(gate[n][1], dinnovation_var + (first + own) * H + head, which == 3 && own < live && dinnovation_var);
   }
   fetch(least, floor + head, true);
-#if ANNOUNCE > 1
-  if (THREAD == 32 && at + ONWARD < GRID) {
-    const long long then = at + ONWARD;
-    announce(solve + then * SQUARE, 4 * SQUARE), announce(met + then * SQUARE, 4 * SQUARE);
-    announce(direct + then * SQUARE, 4 * SQUARE), announce(sums + then * 2 * TOKENS, 8 * TOKENS);
-    announce(sent_high + then * TOKENS * KDIM, 2 * TOKENS * KDIM), announce(sent_low + then * TOKENS * KDIM, 2 * TOKENS * KDIM);
-  }
-#endif
 #if ANNOUNCE
   if (THREAD == 0) announce(checkpoints + at * KDIM * KDIM, 4 * KDIM * KDIM);
+#endif
+#if ANNOUNCE > 1
+  if (THREAD == 32) announce_part(dgain, gain_high, gain_low, added ? dk : nullptr, first, head, H, live);
+#elif ANNOUNCE
 #pragma unroll
   for (int n = 0; n < TOKENS / ROWS; n += 4) {  // by 64 bytes, which are four threads' eighths: each tells of another row
     const int row = n + (THREAD & 3);
@@ -169,22 +162,34 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     float half_way[EIGHTHS][4];
     clear<EIGHTHS>(half_way);
     hold_all<EIGHTHS>(half_way);
-    group_begin();
-#pragma unroll
-    for (int c = 0; c < EIGHTHS; c += 2) pair_product<TOKENS>(half_way, planes(s.turned, c, 0), planes(s.square, c, 0));
-    finish<EIGHTHS>(half_way);
-    clear<WIDTH / 8>(square);
-    hold_all<WIDTH / 8>(square);
-    group_begin();
 #pragma unroll
     for (int c = 0; c < EIGHTHS; c += 2) {
       unsigned high[4], low[4];
-      left_of(high, low, half_way[c], half_way[c + 1]);
-      pair_product<WIDTH>(square, high, low, planes(s.turned, c, WIDTH * group));
+      square_rows<false>(high, low, s.turned, c);
+      group_begin();
+      pair_product<TOKENS>(half_way, high, low, planes(s.square, c, 0));
+      group_commit();
+      if (c >= 2) group_wait<1>();  // registers hold two steps' left sides
     }
+    finish<EIGHTHS>(half_way);
+    clear<WIDTH / 8>(square);
+    hold_all<WIDTH / 8>(square);
+    const auto step = [&](int c) {
+      unsigned high[4], low[4];
+      left_of(high, low, half_way[c], half_way[c + 1]);
+      group_begin();
+      pair_product<WIDTH>(square, high, low, planes(s.turned, c, WIDTH * group));
+    };
+    if (GROUPS == 1 || group == 0)  // U is a triangle
+#pragma unroll
+      for (int c = 0; c < WIDTH / 8; c += 2) step(c);
+#pragma unroll
+    for (int c = WIDTH / 8; c < EIGHTHS; c += 2) step(c);
     finish<WIDTH / 8>(square);
   }
   const float after[2][2] = {{s.coarse[token], s.fine[token]}, {s.coarse[token + 8], s.fine[token + 8]}};
+#pragma unroll
+  for (int j = 0; j < WIDTH / 8; j += 2) from_beside(straight[j], straight[j + 1]);
   make_drive(s, square, straight, after, column, gap, group, t, token);
   sync_all();  // nobody reads S any more
   store_square_turned(s.square, square);
@@ -193,15 +198,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   sync_warp();
   // dgain comes, as the left side of a product: after the fence, which may wait for what was asked for before it.
   float y[EIGHTHS][4];
-  const float *d = dgain + ((first + 2 * t) * H + head) * KDIM + row;
-  const int next = H * KDIM;
-#pragma unroll
-  for (int c = 0; c < EIGHTHS; ++c, d += 8ll * next)
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const bool is = 8 * c + 2 * t + i < live;
-      fetch(y[c][i], d + i * next, is), fetch(y[c][i + 2], d + i * next + 8, is);
-    }
+  fetch_channels(y, dgain + (first * H + head) * KDIM, H * KDIM, live);
   sync_all();  // D, N^T and k are there
 
   // w^T
@@ -225,6 +222,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     for (int j = 0; j < 2; ++j) {
       float per_var[2];
       load2(per_var, s.per_var + 8 * (c + j) + 2 * t);
+      turn_channels(y[c + j]);
 #pragma unroll
       for (int i = 0; i < 4; ++i) y[c + j][i] *= per_var[i & 1];
     }
@@ -269,15 +267,20 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   // w G^T, of this warpgroup's columns
   clear<WIDTH / 8>(square);
   hold_all<WIDTH / 8>(square);
-  group_begin();
 #pragma unroll
-  for (int c = 0; c < TILES; c += 2) pair_product<WIDTH>(square, rows_at(s.w, c, 0), rows_at(s.gain, c, WIDTH * group));
-  group_commit();
+  for (int c = 0; c < TILES; c += 2) {
+    unsigned high[4], low[4];
+    rows_of(high, &s.w[0], c), rows_of(low, &s.w[1], c);
+    group_begin();
+    pair_product<WIDTH>(square, high, low, rows_at(s.gain, c, WIDTH * group));
+    group_commit();
+    if (c >= 2) group_wait<1>();
+  }
   // P_0 comes, AHEAD steps before it is used, and beside what follows.
-  const float *cov = checkpoints + at * KDIM * KDIM + row * KDIM + 2 * t;
+  const float *cov = checkpoints + at * KDIM * KDIM + row * KDIM + beside();
   float p[AHEAD][2][4];
 #pragma unroll
-  for (int c = 0; c < 2 * AHEAD; ++c) fetch2(p[c / 2][c & 1], cov + 8 * c), fetch2(p[c / 2][c & 1] + 2, cov + 8 * KDIM + 8 * c);
+  for (int c = 0; c < 2 * AHEAD; c += 2) fetch4(p[c / 2][0], cov + 8 * c), fetch4(p[c / 2][1], cov + 8 * KDIM + 8 * c);
   if (THREAD < TOKENS) {
     float w_k = 0.f;
 #pragma unroll
@@ -286,11 +289,14 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   }
   group_wait<0>();
   hold_all<WIDTH / 8>(square);
-#pragma unroll
-  for (int j = 0; j < WIDTH / 8; ++j)
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (gap == 8 * j + (i & 1) - 8 * (i >> 1)) s.heard[token + 8 * (i >> 1)] = square[j][i];
+  if (16 * (warp % 4) / WIDTH == group) {  // a block of 16 of the diagonal is in the same two tiles for all of a warp
+    float corner[2][4];
+    corner_of(corner, square, warp % 4 - WIDTH / 16 * group);
+    if (t == g >> 1) {
+      s.heard[token] = g & 1 ? corner[0][1] : corner[0][0];
+      s.heard[token + 8] = g & 1 ? corner[1][3] : corner[1][2];
+    }
+  }
   sync_all();  // w . g is there
 
   // told, and the gradients of gates
@@ -313,11 +319,10 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   for (int c = 0; c < TILES; c += 2) {
     float(*of)[4] = p[c / 2 % AHEAD];
     unsigned high[4], low[4];
+    from_beside(of[0], of[1]);
     left_of(high, low, of[0], of[1]);
     if (c + 2 * AHEAD < TILES)
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        fetch2(of[j], cov + 8 * (c + 2 * AHEAD + j)), fetch2(of[j] + 2, cov + 8 * KDIM + 8 * (c + 2 * AHEAD + j));
+      fetch4(of[0], cov + 8 * (c + 2 * AHEAD)), fetch4(of[1], cov + 8 * KDIM + 8 * (c + 2 * AHEAD));
     group_begin();
     pair_product<TOKENS>(total, high, low, rows_at(s.w, c, 0));
     group_commit();
@@ -349,6 +354,10 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     pair_product<TOKENS>(total, high, low, planes(s.square, c, 0));
   }
   group_commit();
+#if ANNOUNCE > 2
+  if (THREAD == THREADS - 1 && at + ONWARD < GRID)
+    announce_chunk(solve, met, direct, sums, sent_high, sent_low, at + ONWARD);
+#endif
   if (mine) {
     const float scale = s.scale[own];
     float d_noise = .25f * scale * scale * s.trace;
