@@ -13,16 +13,13 @@
 // longer read. Left sides go through registers: shared memory, which is what all of this waits for most, gives them once
 // for the products of a pair, and turned.
 //
-// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (0, or where the second cache is told what the block that
-// takes this one's place is to read: 1 at the end, 2 before the inverse), and what the prelude asks for. Files before it: what
+// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), and what the prelude asks for. Files before it: what
 // the machine gives (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands
 // (covariance_pairs.cu), and covariance_inverse.cu.
 
 #define WARPS (THREADS / 32)
 #define COPIES (TOKENS / ROWS)
-#ifndef ONWARD
 #define ONWARD 264  // blocks from one that runs to one that takes such a place
-#endif
 
 struct Shared {
   Rows k;
@@ -148,13 +145,11 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     group_commit();
     if (c >= 2) group_wait<1>();  // registers hold two steps' left sides
   }
-#if ANNOUNCE
   if (THREAD == THREADS - 32) {
     const int next = (BLOCK + ONWARD) / H, of = BLOCK + ONWARD < GRID ? chunk_seq[next] : sequence;
     const long long then = seq_start[of] + (long long)TOKENS * (next - chunk_first[of]);
     s.then = BLOCK + ONWARD < GRID && then + TOKENS <= seq_start[of + 1] ? then : -1;
   }
-#endif
   if (THREAD < TOKENS) {
     const float coarse = s.coarse[own], fine = s.fine[own];
     sums[at * 2 * TOKENS + own] = coarse, sums[at * 2 * TOKENS + TOKENS + own] = fine;
@@ -176,9 +171,6 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   }
   sync_all();  // nobody reads G and dgain any more, and c is there
   if (THREAD < TOKENS && own < live) along_key[gate] = s.along[own];
-#if ANNOUNCE == 2
-  announce_part(s, k, gain_high, gain_low, dgain, H, G);
-#endif
   const float along[2] = {s.along[token], s.along[token + 8]};
 #pragma unroll
   for (int j = 0; j < WIDTH / 8; ++j) {
@@ -323,9 +315,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   group_wait<1>();
   hold_all<EIGHTHS>(made_read);
   sync_all();  // nobody reads U any more
-#if ANNOUNCE == 1
   announce_part(s, k, gain_high, gain_low, dgain, H, G);
-#endif
 #pragma unroll
   for (int j = 0; j < EIGHTHS; ++j) {
     unsigned tiles[4];

@@ -12,7 +12,7 @@ SIDE = 16  # of a block that is substituted
 
 def settings(key_dim: int) -> dict[str, int]:
     """What the source is compiled with."""
-    return pair_settings(key_dim, 2) | {"ANNOUNCE": 1}
+    return pair_settings(key_dim, 2)
 
 
 def shared_bytes(key_dim: int) -> int:

@@ -10,17 +10,13 @@
 // row a token t and a column an earlier token u, are made by columns. What is read once is asked for a stage ahead,
 // in registers where shared memory has no room for it; the covariance and the gains first of all from the second cache.
 //
-// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), ANNOUNCE (0; the second cache is told what this block is to read 1: by
-// its rows, 2: by its part of what lies together over all heads; 3: and at last of what the block reads first that follows
-// it), and what the prelude asks for. Files before it: what the machine gives
+// Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), and what the prelude asks for. Files before it: what the machine gives
 // (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands (covariance_pairs.cu), and
 // covariance_tokens_parts.cu.
 
 #define UNITS (TOKENS * EIGHTHS / THREADS)  // eighths of a row of U and of S that a thread brings
 #define GATES (4 * TOKENS / THREADS)        // gates that it brings
-#ifndef AHEAD
 #define AHEAD 4  // steps of 16 channels of P_0 that registers hold
-#endif
 
 GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_low, const float *innovation_var,
                          const float *sums, const float *process_noise, const float *obs_noise, const float *floor,
@@ -91,22 +87,8 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     fetch(gate[n][1], dinnovation_var + (first + own) * H + head, which == 3 && own < live && dinnovation_var);
   }
   fetch(least, floor + head, true);
-#if ANNOUNCE
   if (THREAD == 0) announce(checkpoints + at * KDIM * KDIM, 4 * KDIM * KDIM);
-#endif
-#if ANNOUNCE > 1
   if (THREAD == 32) announce_part(dgain, gain_high, gain_low, added ? dk : nullptr, first, head, H, live);
-#elif ANNOUNCE
-#pragma unroll
-  for (int n = 0; n < TOKENS / ROWS; n += 4) {  // by 64 bytes, which are four threads' eighths: each tells of another row
-    const int row = n + (THREAD & 3);
-    if (start + ROWS * row < live) {
-      const long long from = own_row + row * step;
-      announce(dgain + from), announce(dgain + (from ^ 16)), announce(gain_high + from), announce(gain_low + from);
-      if (added) announce(dk + from);
-    }
-  }
-#endif
   sync_warp();  // compilers would ask for the gates later
 
   // U^T, with R_u / R_t and without, and S, as pairs.
@@ -354,10 +336,6 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
     pair_product<TOKENS>(total, high, low, planes(s.square, c, 0));
   }
   group_commit();
-#if ANNOUNCE > 2
-  if (THREAD == THREADS - 1 && at + ONWARD < GRID)
-    announce_chunk(solve, met, direct, sums, sent_high, sent_low, at + ONWARD);
-#endif
   if (mine) {
     const float scale = s.scale[own];
     float d_noise = .25f * scale * scale * s.trace;

@@ -11,7 +11,7 @@ NAME = "covariance_tokens"
 
 def settings(key_dim: int) -> dict[str, int]:
     """What the source is compiled with."""
-    return pair_settings(key_dim, 2) | {"ANNOUNCE": 1}
+    return pair_settings(key_dim, 2)
 
 
 def shared_bytes(key_dim: int) -> int:

@@ -4,9 +4,6 @@
 // the columns `column` and its neighbour, and every 8th pair after it; `gap` is from its column to its row.
 
 #define WARPS (THREADS / 32)
-#ifndef ONWARD
-#define ONWARD 264  // blocks from one that runs to one that takes such a place
-#endif
 
 struct Shared {
   union {
@@ -158,12 +155,4 @@ DEVICE void announce_part(const float *dgain, const HALF *gain_high, const HALF 
   const long long at = first * H * KDIM + from;
   announce(dgain + at, 4 * count), announce(gain_high + at, 2 * count), announce(gain_low + at, 2 * count);
   if (dk) announce(dk + at, 2 * count);
-}
-
-// And of what a block reads first.
-DEVICE void announce_chunk(const float *solve, const float *met, const float *direct, const float *sums, const HALF *sent_high,
-                           const HALF *sent_low, long long at) {
-  announce(solve + at * SQUARE, 4 * SQUARE), announce(met + at * SQUARE, 4 * SQUARE);
-  announce(direct + at * SQUARE, 4 * SQUARE), announce(sums + at * 2 * TOKENS, 8 * TOKENS);
-  announce(sent_high + at * TOKENS * KDIM, 2 * TOKENS * KDIM), announce(sent_low + at * TOKENS * KDIM, 2 * TOKENS * KDIM);
 }

@@ -4,16 +4,10 @@
 // All that is made has a row a token; every warpgroup makes 64 channels of what has channels for its columns, WIDTH columns of
 // what has tokens. Operands lie as in memory, in swizzled rows: dA serves as it is and turned, and the gains, queries and keys
 // are contracted along their tokens. Shared memory holds 7/10 of what is read, the gradient of the outputs and dV, the
-// innovations, both states; the gains, queries and keys come into places that are done with, and the second cache is told.
+// innovations, both states; the gains, queries and keys come into places that are done with.
 //
-// Compiled with: KDIM (64 or 128: K), VDIM (64, 128, 256: V), THREADS (2 KDIM), ANNOUNCE (0, 1: the second cache is told
-// what this block is to read later, 2: and the states of the block that follows it), MEAN_FIRST (0, 1: the mean is asked for
-// before what lies by token), and what the prelude asks for. Files before it: what the machine gives (covariance_prelude.cu,
+// Compiled with: KDIM (64 or 128: K), VDIM (64, 128, 256: V), THREADS (2 KDIM), and what the prelude asks for. Files before it: what the machine gives (covariance_prelude.cu,
 // covariance_wgmma.cu, covariance_chain_prelude.cu), operands (covariance_pairs.cu), and mean_local_parts.cu.
-
-#ifndef ONWARD
-#define ONWARD 264  // blocks from one that runs to one that takes such a place
-#endif
 
 GLOBAL mean_local(const HALF *q, const HALF *k, const HALF *written, const float *log_decay, const float *factors,
                   const HALF *innovation, const HALF *means, const HALF *d_out, const HALF *dv, const HALF *d_means, HALF *dq,
@@ -28,9 +22,6 @@ GLOBAL mean_local(const HALF *q, const HALF *k, const HALF *written, const float
   const long long at = BLOCK;
 
   bring<VDIM, KDIM>(s.d_mean[0], d_means + at * KDIM * VDIM, VDIM, KDIM);
-#if MEAN_FIRST
-  bring<VDIM, KDIM>(s.mean[0], means + at * KDIM * VDIM, VDIM, KDIM);
-#endif
   if (THREAD < TOKENS / 2) copy(s.factors[0] + 4 * THREAD, factors + at * 2 * TOKENS + 4 * THREAD, true);
   const int sequence = chunk_seq[chunk];
   const long long first = seq_start[sequence] + (long long)TOKENS * (chunk - chunk_first[sequence]);
@@ -48,25 +39,8 @@ GLOBAL mean_local(const HALF *q, const HALF *k, const HALF *written, const float
   bring<VDIM, TOKENS>(s.d_out[0], d_out + row * VDIM, (long long)H * VDIM, live);
   bring<VDIM, TOKENS>(s.dv[0], dv + row * VDIM, (long long)H * VDIM, live);
   copies_commit();
-#if !MEAN_FIRST
   bring<VDIM, KDIM>(s.mean[0], means + at * KDIM * VDIM, VDIM, KDIM);
-#endif
   copies_commit();
-#if ANNOUNCE > 1
-  if (THREAD == 32 && at + ONWARD < GRID) {
-    const long long then = (at + ONWARD) * KDIM * VDIM;
-    announce(means + then, 2 * KDIM * VDIM), announce(d_means + then, 2 * KDIM * VDIM);
-  }
-#endif
-#if ANNOUNCE
-  if (THREAD >= THREADS - TOKENS) {
-    const long long one = THREAD - (THREADS - TOKENS);
-    if (one < live) {
-      announce(written + (row + one * H) * KDIM, 2 * KDIM);
-      announce(q + (key_row + one * G) * KDIM, 2 * KDIM), announce(k + (key_row + one * G) * KDIM, 2 * KDIM);
-    }
-  }
-#endif
   if (warp == 0) sum_decays(s.sum, decay, lane);
   copies_wait<1>();
   fence_for_groups();

@@ -14,7 +14,7 @@ SHARED, RESERVED = 228 * 1024, 1024  # bytes of a multiprocessor, and of those w
 def settings(key_dim: int, value: int) -> dict[str, int]:
     """What the source is compiled with."""
     blocks = min(SHARED // (shared_bytes(key_dim, value) + RESERVED), 512 // (2 * key_dim))
-    return pair_settings(key_dim, blocks) | {"VDIM": value, "ANNOUNCE": 1, "MEAN_FIRST": 0}
+    return pair_settings(key_dim, blocks) | {"VDIM": value}
 
 
 def shared_bytes(key_dim: int, value: int) -> int:
