@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -26,6 +25,7 @@ from bayesmem.ops.triton import covariance_chain, covariance_cuda, covariance_fo
 from bayesmem.ops.triton.covariance_cuts import cut_room, side_by_side
 from bayesmem.report.records import Records
 from stage_inputs import Stages
+from timing import called, in_graph
 
 HEADS, CHUNK = 8, 64
 SIZES = [(1, 1024, 128), (1, 2048, 128), (1, 4096, 128), (1, 16384, 128), (1, 65536, 128), (2, 2048, 128)]
@@ -102,20 +102,6 @@ def compared(call: Callable[[], Any]) -> dict[str, Any]:
     return {"whole_ms": whole, "cut_ms": cut, **count, "difference": difference(other, result)}
 
 
-def in_graph(call: Callable[[], Any]) -> float:
-    """Milliseconds inside a CUDA graph."""
-    from triton.testing import do_bench_cudagraph
-
-    return float(do_bench_cudagraph(call, rep=40, return_mode="median"))
-
-
-def called(call: Callable[[], Any]) -> float:
-    """Milliseconds as called one after the other, the L2 cache flushed before each."""
-    from triton.testing import do_bench
-
-    return float(median(do_bench(call, warmup=25, rep=100, return_mode="all")))
-
-
 def main() -> None:
     """Every size and kind."""
     if len(sys.argv) != 2:
@@ -135,9 +121,12 @@ def main() -> None:
         whole: dict[str, Any] = {}
         for name, most in (("whole", lambda *_: 1), ("cut", side_by_side)):
             with cuts(most):
-                whole |= {f"{name}_graph_ms": in_graph(stages.output), f"{name}_called_ms": called(stages.output)}
+                whole |= {
+                    f"{name}_graph_ms": in_graph(stages.output),
+                    f"{name}_called_ms": called(stages.output)["called_ms"],
+                }
                 whole |= {f"{name}_both_kernels_ms": kernels(stages.filtered)}
-                whole |= {f"{name}_both_called_ms": called(stages.filtered)}
+                whole |= {f"{name}_both_called_ms": called(stages.filtered)["called_ms"]}
         rows["filter"] = whole
         for name, figures in rows.items():
             records.add("chain_cuts", name, settings, figures)

@@ -22,7 +22,8 @@ from torch.nn.functional import normalize
 
 from bayesmem.ops.triton import covariance_cuda as cuda
 from bayesmem.ops.triton import cuda_source
-from bayesmem.ops.triton.spans import WHOLE, dense_spans
+from bayesmem.ops.triton.covariance_cuts import cut_room
+from bayesmem.ops.triton.spans import dense_spans
 from bayesmem.report.records import context
 
 DEVICE = torch.device("cuda", 0)
@@ -152,8 +153,16 @@ def call(
     start = torch.eye(size, device=DEVICE).expand(batch, HEADS, size, size).contiguous()
     gain = torch.empty(2, batch * LENGTH, HEADS, size, dtype=torch.bfloat16, device=DEVICE)
     rest = [torch.empty_like(x["obs_noise"]), start.new_empty(spans.chunks, HEADS, size, size), torch.empty_like(start)]
-    arguments = [*x.values(), start, spans.seq_start, spans.chunk_first, *gain, *rest]
-    arguments += [HEADS, HEADS, CHUNK // 16, *WHOLE.tokens(spans)]
+    arguments = [
+        *x.values(),
+        start,
+        spans.seq_start,
+        spans.chunk_first,
+        *gain,
+        *rest,
+        *cut_room(x["k"], batch * HEADS, 1),
+    ]
+    arguments += [HEADS, HEADS, CHUNK // 16, 1]
     shared, threads = cuda.shared_bytes(chosen) + ROOM, 2 * chosen["KDIM"] + 64
     return lambda: made(grid=(batch * HEADS, 1, 1), block=(threads, 1, 1), args=arguments, shared_mem=shared), gain
 

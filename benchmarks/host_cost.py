@@ -13,15 +13,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from bayesmem.ops import bayesian_filter
 from bayesmem.ops.fused.operator import Operator
 from bayesmem.ops.triton.launched import Launched
 from bayesmem.report.records import Records
-from pipeline import HEADS, SIZE, called, inputs
+from timing import called
 
 SIZES = ((2, 4096), (8, 4096), (1, 512))
+HEADS, SIZE = 8, 128
 ITSELF, CHEAP = Operator.__call__, Launched.__getitem__
+
+
+def inputs(batch: int, length: int) -> list[Tensor]:
+    """q, k, v, log decay, observation noise."""
+    source = torch.Generator("cuda").manual_seed(0)
+
+    def rand(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=source, device="cuda")
+
+    q, k = (normalize(rand(batch, length, HEADS, SIZE), dim=-1).bfloat16() for _ in range(2))
+    v, gate = rand(batch, length, HEADS, SIZE).bfloat16(), rand(batch, length, HEADS)
+    return [q, k, v, -0.05 * gate.sigmoid(), 0.01 + gate.sigmoid()]
 
 
 def dispatched(self: Operator, *args: object) -> object:

@@ -16,7 +16,8 @@ from bayesmem.ops import Additive, Assumptions, PriorMixing, bayesian_filter
 from bayesmem.ops.covariance_pass import covariance_pass
 from bayesmem.ops.triton import covariance_cuda as cuda
 from bayesmem.ops.triton import cuda_source
-from bayesmem.ops.triton.spans import WHOLE, dense_spans
+from bayesmem.ops.triton.covariance_cuts import cut_room
+from bayesmem.ops.triton.spans import dense_spans
 from bayesmem.report.records import Records
 
 HERE, EXPERIMENT = Path(__file__).parent, "kernel_limits"
@@ -138,7 +139,8 @@ def by_cuda(x: dict[str, Tensor], noise: Tensor, old: str, new: str) -> Tensor:
     ]
     gates = [t.reshape(-1, heads).contiguous() for t in (x["log_retention"], noise, x["obs_noise"])]
     arguments = [x["k"], *gates, floor, start, spans.seq_start, spans.chunk_first, gain, gain.new_empty(0), *rest]
-    arguments += [heads, heads, 4, *WHOLE.tokens(spans)]
+    arguments += cut_room(x["k"], batch * heads, 1)
+    arguments += [heads, heads, 4, 1]
     kernel(
         grid=(batch * heads, 1, 1), block=(2 * size + 64, 1, 1), args=arguments, shared_mem=cuda.shared_bytes(settings)
     )
