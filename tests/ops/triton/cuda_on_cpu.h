@@ -155,10 +155,16 @@ static void thread_main() {
   finished[current] = true;
 }
 
+extern "C" {
+int backwards = 0;  // whether blocks come in reverse: none may wait for another
+}
+static void (*block_is_done)() = nullptr;
+
 static void run_clusters(void (*kernel)(), int clusters) {
   kernel_of_a_thread = kernel;
   std::vector<char> stacks(FIBERS * (1 << 16));
-  for (current_block = 0; current_block < clusters; ++current_block) {
+  for (int step = 0; step < clusters; ++step) {
+    current_block = backwards ? clusters - 1 - step : step;
     std::memset(shared_bytes, 0xff, sizeof shared_bytes);  // NaN: what nothing wrote must not be read
     for (int i = 0; i < FIBERS; ++i) {
       getcontext(&fiber[i]);
@@ -179,5 +185,6 @@ static void run_clusters(void (*kernel)(), int clusters) {
     bool unpaired = everyone.arrived || meeting.arrived;
     for (int i = 0; i < CLUSTER; ++i) unpaired = unpaired || total[i].arrived || base[i].arrived;
     if (unpaired) std::abort();  // a barrier was left with some still to come
+    if (block_is_done) block_is_done();
   }
 }

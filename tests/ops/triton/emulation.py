@@ -27,10 +27,12 @@ class Arguments(ctypes.Structure):
 
 
 @lru_cache
-def compiled(folder: Path, key_dim: int, dtype: torch.dtype, cluster: int, groups: bool, mend: bool) -> ctypes.CDLL:
+def compiled(
+    folder: Path, key_dim: int, dtype: torch.dtype, cluster: int, groups: bool, mend: bool, nats: int = 15
+) -> ctypes.CDLL:
     """The kernel with its launch as a library in ``folder``."""
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    settings = covariance_cuda.settings(key_dim, dtype, cluster, groups) | {"MEND": int(mend)}
+    settings = covariance_cuda.settings(key_dim, dtype, cluster, groups) | {"MEND": int(mend), "NATS": nats}
     own = [cuda_source.HERE / file for file in covariance_cuda.sources(settings)]
     parts = (HERE / "cuda_on_cpu.h", *own, HERE / "cuda_on_cpu_main.h")
     source = "\n".join(part.read_text() for part in parts)
@@ -55,10 +57,13 @@ def emulated_forward(
     halved: bool = False,
     keep: bool = True,
     segments: int = 1,
+    backwards: bool = False,
+    nats: int = 15,
 ) -> tuple[Pair, Tensor, Tensor, Tensor]:
     """As ``covariance_forward``, four warps multiplying ``together`` if they can.
 
-    Outputs start as NaN, so that what is not written shows.
+    With ``segments`` blocks may come ``backwards``, and warm up on fewer ``nats`` than the kernel asks for. Outputs
+    start as NaN, so that what is not written shows.
     """
     (count, groups, key_dim), heads = k.shape, log_retention.shape[1]
     nan = float("nan")
@@ -76,7 +81,8 @@ def emulated_forward(
     expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster, together))
     sizes = (heads, groups, spans.chunk_size // 16 if keep else 0, segments)
     for mend in (False, True)[: 1 if segments == 1 else 2]:
-        library = compiled(folder, key_dim, k.dtype, cluster, together, mend)
+        library = compiled(folder, key_dim, k.dtype, cluster, together, mend, nats)
+        ctypes.c_int.in_dll(library, "backwards").value = int(backwards)
         assert library.shared_size() == expected, "shared_bytes does not follow struct Shared"
         arguments = Arguments(*(x.data_ptr() for x in tensors), *sizes)
         library.launch(ctypes.byref(arguments), chains * (1 if mend else segments))
@@ -84,7 +90,13 @@ def emulated_forward(
 
 
 def emulated_pairs(
-    folder: Path, name: str, settings: dict[str, int], shared_bytes: int, blocks: int, args: Sequence[Tensor | int]
+    folder: Path,
+    name: str,
+    settings: dict[str, int],
+    shared_bytes: int,
+    blocks: int,
+    args: Sequence[Tensor | int],
+    backwards: bool = False,
 ) -> None:
     """A kernel of the covariance's backward with its arguments, in so many blocks."""
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
@@ -95,6 +107,7 @@ def emulated_pairs(
     options += [f"-D{key}={value}" for key, value in (settings | {"WARPGROUPS": 0, "NAME": name}).items()]
     subprocess.run([COMPILER, *options], input="\n".join(p.read_text() for p in parts).encode(), check=True)
     emulated = ctypes.CDLL(str(library))
+    ctypes.c_int.in_dll(emulated, "backwards").value = int(backwards)
     assert emulated.shared_size() == shared_bytes, "shared_bytes and struct Shared differ"
     slots = [x if isinstance(x, int) else x.data_ptr() for x in args]
     emulated.launch((ctypes.c_void_p * len(slots))(*slots), blocks)

@@ -21,18 +21,26 @@ GATES = ("process_noise", "obs_noise", "floor")
 NAMES = ("sent", "met", "trace", "overlap", "d_initial")
 
 
-def run(folder: Path, key_dim: int, chains: int, segments: int, args: list[Tensor | int]) -> None:
+def run(
+    folder: Path,
+    key_dim: int,
+    keys: torch.dtype,
+    chains: int,
+    segments: int,
+    backwards: bool,
+    args: list[Tensor | int],
+) -> None:
     """The kernels on this GPU, or every thread a fiber."""
     if HOPPER:
-        launch = chain_cuda.cuda_chain(key_dim, TOKENS, "bf16x3", DEVICE)
+        launch = chain_cuda.cuda_chain(key_dim, keys, TOKENS, "bf16x3", DEVICE)
         assert launch is not None
         launch(chains, segments, args)
         return
     shared = chain_cuda.shared_bytes(key_dim)
     for mend in range(1 if segments == 1 else 2):
-        name, chosen = (chain_cuda.NAME + "_mend" * mend, chain_cuda.settings(key_dim, bool(mend)))
+        name, chosen = (chain_cuda.NAME + "_mend" * mend, chain_cuda.settings(key_dim, keys, bool(mend)))
         blocks = chains if mend else chains * segments
-        emulated_pairs(folder, name, chosen, shared, blocks, [*args, segments])
+        emulated_pairs(folder, name, chosen, shared, blocks, [*args, segments], backwards)
 
 
 def pair(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +114,13 @@ def reference(x: dict[str, Tensor], spans: Spans, renew: int) -> dict[str, Tenso
 
 
 def check(
-    folder: Path, x: dict[str, Tensor], bounds: tuple[int, ...], segments: int = 1, d_final: bool = True
+    folder: Path,
+    x: dict[str, Tensor],
+    bounds: tuple[int, ...],
+    segments: int = 1,
+    d_final: bool = True,
+    keys: torch.dtype = torch.bfloat16,
+    backwards: bool = False,
 ) -> Tensor:
     """Held to the equations; what the kernels counted, where chains were cut."""
     if DEVICE.type == "cuda" and not HOPPER:
@@ -116,7 +130,7 @@ def check(
     assert chain_config(x["final_cov"], "bf16x3", None)["RENEW"] == RENEW
     expected = reference(x | ({} if d_final else {"d_initial": 0 * x["d_initial"]}), here, RENEW)
     given = [*pair(x["gain"]), x["alpha"], *pair(x["read"]), x["log_retention"], x["to_end"]]
-    given += [x["checkpoints"], x["final_cov"], x["k"].bfloat16(), *(x[name] for name in GATES)]
+    given += [x["checkpoints"], x["final_cov"], x["k"].to(keys), *(x[name] for name in GATES)]
     given = [y.to(DEVICE) for y in (*given, x["d_initial"] if d_final else x["d_initial"].new_empty(0))]
     sent = [torch.full(given[3].mT.shape, torch.nan, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)]
     rest = [torch.full_like(expected[name], torch.nan, dtype=torch.float32, device=DEVICE) for name in NAMES[1:]]
@@ -124,7 +138,7 @@ def check(
     edge, count = cut_room(given[9], chains, segments)
     edge.fill_(torch.nan)
     places = [spans.seq_start, spans.chunk_first, heads, x["k"].shape[1]]
-    run(folder, key_dim, chains, segments, [*given, *sent, *rest, edge, count, *places])
+    run(folder, key_dim, keys, chains, segments, backwards, [*given, *sent, *rest, edge, count, *places])
     high, low, *found = (y.double().cpu() for y in (*sent, *rest))
     for name, y in zip(NAMES, (high + low, *found), strict=True):
         assert torch.equal(y.isnan(), expected[name].isnan()), name
@@ -151,22 +165,31 @@ def test_it_is_the_recurrence_in_float64(tmp_path, key_dim, lengths, heads, rese
     check(tmp_path, x, bounds, d_final=len(lengths) < 3)
 
 
-@pytest.mark.parametrize("agree", [True, False])
-def test_segments_are_the_recurrence_in_float64(tmp_path, agree):
+@pytest.mark.parametrize(
+    ("key_dim", "keys", "agree", "backwards"),
+    [
+        (64, torch.bfloat16, True, True),
+        (64, torch.bfloat16, False, False),
+        (64, torch.float16, True, False),
+        (128, torch.bfloat16, False, True),
+    ],
+    ids=str,
+)
+def test_segments_are_the_recurrence_in_float64(tmp_path, key_dim, keys, agree, backwards):
     """A chain forgets as soon as was estimated, or later than that; beside it one too short to be cut."""
-    lengths = (12 * TOKENS + 5, 2 * TOKENS)
+    lengths, heads = (12 * TOKENS + 5, 2 * TOKENS), 2 if key_dim == 64 else 1
     bounds = joined(lengths)
-    x = inputs(spans_of(bounds, TOKENS, torch.device("cpu")), 2, 64, False)
+    x = inputs(spans_of(bounds, TOKENS, torch.device("cpu")), heads, key_dim, False)
     if agree:
         x["to_end"] *= 1e-4  # R_C of chunks
-    count = check(tmp_path, x, bounds, segments=3).view(2, 2, -1)
-    agreed, done, mended = count[..., 3:5], count[..., -2], count[..., -1]
-    assert done.tolist() == [[3, 3], [0, 0]] and mended.any() != agree
-    assert agreed[0].tolist() == [[int(agree)] * 2] * 2
+    count = check(tmp_path, x, bounds, 3, keys=keys, backwards=backwards).view(2, heads, -1)
+    agreed, done, mended = count[..., 3:5], count[..., 6], count[..., 7]
+    assert done.tolist() == [[3] * heads, [0] * heads] and mended.any() != agree
+    assert agreed[0].tolist() == [[int(agree)] * 2] * heads
 
 
 def test_what_it_leaves_to_the_others():
-    assert (chain_cuda.cuda_chain(128, TOKENS, "bf16x3", DEVICE) is not None) == HOPPER
-    assert chain_cuda.cuda_chain(128, TOKENS, "tf32x3", DEVICE) is None
-    assert chain_cuda.cuda_chain(96, TOKENS, "bf16x3", DEVICE) is None
-    assert chain_cuda.cuda_chain(128, 32, "bf16x3", DEVICE) is None
+    assert (chain_cuda.cuda_chain(128, torch.bfloat16, TOKENS, "bf16x3", DEVICE) is not None) == HOPPER
+    assert chain_cuda.cuda_chain(128, torch.bfloat16, TOKENS, "tf32x3", DEVICE) is None
+    assert chain_cuda.cuda_chain(96, torch.bfloat16, TOKENS, "bf16x3", DEVICE) is None
+    assert chain_cuda.cuda_chain(128, torch.bfloat16, 32, "bf16x3", DEVICE) is None

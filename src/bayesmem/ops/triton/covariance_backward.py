@@ -10,7 +10,8 @@ variance s and predictive variance, P- predicted covariance. Differentiating one
 so Lambda is driven by keys and gradients alone, and only the gradients of keys and queries need P. In chunks:
 ``covariance_prepare`` (parallel), ``covariance_chain`` (a matrix product recurrence over the chunks, backwards),
 ``covariance_tokens`` (parallel), ``variance`` (products with P), for float32 streams ``covariance_retention``.
-Where few heads go through long sequences, the chain runs over segments side by side (``covariance_segments``).
+Where few heads go through long sequences, the chain runs over segments side by side (in CUDA covariance_cuts.cu, in
+Triton ``covariance_segments``).
 """
 
 import torch
@@ -95,7 +96,7 @@ def covariance_backward(
     prepared = prepare(k, q, gain, innovation_var, log_retention, *gradients, spans, prec, tuning)
     evidence = (k, process_noise, obs_noise, floor)
     given = (prepared, dvar, log_retention, checkpoints, final_cov, d_final_cov, evidence)
-    in_cuda = chain_in_cuda(final_cov, dvar, spans, prec, tuning)
+    in_cuda = chain_in_cuda(final_cov, k.dtype, dvar, spans, prec, tuning)
     segments = None if in_cuda else chain_segments(final_cov, spans, prec, tuning)
     if segments is None:
         chained, d_initial_cov = chain(*given, spans, prec, tuning)

@@ -9,12 +9,12 @@ DEVICE bool agree(Shared &s, const float *begun, const float *left) {
     const float x = load_fresh(begun + i), y = load_fresh(left + i);
     apart += (x - y) * (x - y), whole += y * y;
   }
-  apart = 32.f * mean_of(apart), whole = 32.f * mean_of(whole);
+  apart = sum_of(apart), whole = sum_of(whole);
   if (THREAD % 32 == 0) s.part[THREAD / 32] = apart, s.after[THREAD / 32] = whole;
   sync_all();
   apart = whole = 0.f;
   for (int i = 0; i < THREADS / 32; ++i) apart += s.part[i], whole += s.after[i];
-  return agreed_by_all(s.told, apart <= 5.8208e-11f * whole);  // no NaN agrees
+  return agreed_by_all(&s.told, apart <= 5.8208e-11f * fminf(whole, 3e38f));  // no NaN agrees, nor infinity
 }
 
 #if MEND
@@ -23,22 +23,26 @@ GLOBAL covariance_chain_mend(
 GLOBAL covariance_chain(
 #endif
     const HALF *gain_high, const HALF *gain_low, const float *alpha, const HALF *read_high, const HALF *read_low,
-    const float *log_retention, const float *to_end, const float *checkpoints, const float *final_cov, const HALF *k,
+    const float *log_retention, const float *to_end, const float *checkpoints, const float *final_cov, const KEY *k,
     const float *process_noise, const float *obs_noise, const float *floor, const float *d_final, HALF *sent_high,
-    HALF *sent_low, float *met, float *trace, float *overlap, float *d_initial, float *edge, int *counted,
+    HALF *sent_low, float *met, float *trace, float *overlap, float *d_initial, float *edge, int *count,
     const int *seq_start, const int *chunk_first, int H, int G, int segments) {
   SHARED_MEMORY(Shared, s);
   const int chain = MEND ? BLOCK : BLOCK / segments, sequence = chain / H, head = chain % H, square = KDIM * KDIM;
   const int begin = seq_start[sequence], end = seq_start[sequence + 1], chunk_begin = chunk_first[sequence];
-  int *const counts = counts_of(counted, chain, segments);
-  int segment = MEND ? left_to_mend(counts, segments) : BLOCK % segments;
+  const Counts counts = counts_of(count, chain, segments);
+  int segment = MEND ? load_fresh(counts.mend) : BLOCK % segments;
   if (MEND && segment == 0) return;
+#if MEND
+  if (THREAD == 0) s.cuts = cuts_left(counts, end - begin);
+#else
   if (THREAD < 32) {
     const long long gates = (long long)begin * H + head, keys = ((long long)begin * G + head / (H / G)) * KDIM;
     const Cuts cuts = cuts_of(k + keys, log_retention + gates, process_noise + gates, obs_noise + gates, floor[head],
                               end - begin, segments, TOKENS, H, G * KDIM);
     if (THREAD == 0) s.cuts = cuts;
   }
+#endif
   sync_all();
   if (segment >= s.cuts.many) return;
   const Chain x = {{gain_high, gain_low}, {read_high, read_low}, alpha, log_retention, to_end, checkpoints,
@@ -57,7 +61,7 @@ GLOBAL covariance_chain(
     run.to = leaves ? d_initial + (long long)chain * square : edges + 2 * segment * square;
     go_back(s, x, run, leaves);
     if (s.cuts.many == 1) break;
-    segment = to_mend(s.told, counts, segments, segment, s.cuts.many - 1,
+    segment = to_mend(&s.told, counts, s.cuts, segment,
                       [&](int cut) { return agree(s, edges + (2 * cut + 3) * square, edges + 2 * cut * square); });
   } while (MEND && segment);
 }

@@ -142,12 +142,12 @@ def chain_kernel(
 
 
 def chain_in_cuda(
-    final_cov: Tensor, dvar: Tensor | None, spans: Spans, prec: str, tuning: Tuning | None
+    final_cov: Tensor, keys: torch.dtype, dvar: Tensor | None, spans: Spans, prec: str, tuning: Tuning | None
 ) -> Callable[..., None] | None:
     """What launches the CUDA kernel, or ``None`` where a Triton one is to do it."""
     if dvar is not None or "chain" in (tuning or {}):
         return None
-    return cuda_chain(final_cov.shape[-1], spans.chunk_size, prec, final_cov.device)
+    return cuda_chain(final_cov.shape[-1], keys, spans.chunk_size, prec, final_cov.device)
 
 
 def chain(
@@ -175,7 +175,7 @@ def chain(
     trace, overlap = final_cov.new_empty(spans.chunks, heads, key_dim), final_cov.new_empty(spans.chunks, heads)
     began = None if prec == "bf16x3" else torch.empty_like(overlap)
     chained = Chained(sent, torch.empty_like(prepared.solve), trace, overlap, config["RENEW"], began)
-    if in_cuda := chain_in_cuda(final_cov, dvar, spans, prec, tuning):
+    if in_cuda := chain_in_cuda(final_cov, evidence[0].dtype, dvar, spans, prec, tuning):
         made, chains = torch.empty_like(final_cov), spans.sequences * heads
         k = aligned(evidence[0])
         segments = side_by_side(spans, heads, limits(k.device).processors)

@@ -11,9 +11,9 @@ from bayesmem.ops.triton.covariance_pairs_cuda import TOKEN_PLANE, TOKENS, appli
 NAME = "covariance_chain"
 
 
-def settings(key_dim: int, mend: bool = False) -> dict[str, int]:
+def settings(key_dim: int, keys: torch.dtype, mend: bool = False) -> dict[str, int]:
     """What the source is compiled with."""
-    return pair_settings(key_dim, 2 if key_dim == 64 else 1) | {"RENEW": RENEW, "MEND": int(mend)}
+    return pair_settings(key_dim, 2 if key_dim == 64 else 1, keys) | {"RENEW": RENEW, "MEND": int(mend)}
 
 
 def shared_bytes(key_dim: int) -> int:
@@ -24,15 +24,17 @@ def shared_bytes(key_dim: int) -> int:
     return 3 * 4 * TOKENS * key_dim + max(sent, drive) + met + alpha + 4 * (TOKENS + key_dim // 16) + runs
 
 
-def cuda_chain(key_dim: int, chunk: int, prec: str, device: torch.device) -> Callable[..., None] | None:
+def cuda_chain(
+    key_dim: int, keys: torch.dtype, chunk: int, prec: str, device: torch.device
+) -> Callable[..., None] | None:
     """What launches the kernel over so many chains, cut into so many segments at most, with its arguments.
 
-    ``None`` where a Triton kernel is to do it. The arguments are those of ``applies``.
+    ``None`` where a Triton kernel is to do it. The arguments are those of ``applies``, and the dtype of keys.
     """
     if not applies(key_dim, chunk, prec, device):
         return None
     run, mend = (
-        pair_kernel(name, tuple(settings(key_dim, bool(again)).items()), shared_bytes(key_dim), device.index)
+        pair_kernel(name, tuple(settings(key_dim, keys, bool(again)).items()), shared_bytes(key_dim), device.index)
         for again, name in enumerate((NAME, f"{NAME}_mend"))
     )
     if run is None or mend is None:

@@ -143,12 +143,13 @@ def cuda_forward(
     if low is None:  # the kernel is told of high halves alone by their own address, of float32 by none
         low = high if high.dtype == torch.bfloat16 else high.new_empty(0)
     chains = spans.sequences * heads
+    if segments > 1 and _kernel(key_dim, k.dtype, cluster, k.device.index, True) is None:
+        segments = 1
     outputs = [high, low, innovation_var, checkpoints, final_cov, *cut_room(k, chains, segments)]
     sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0, segments)
     for mend in (False, True)[: 1 if segments == 1 else 2]:
         found = _kernel(key_dim, k.dtype, cluster, k.device.index, mend)
-        if found is None:
-            raise RuntimeError("the CUDA kernel that mends segments did not compile where the one that cuts did")
+        assert found is not None  # of ``chosen_cluster``
         kernel, threads, shared = found
         kernel(
             grid=(chains * (1 if mend else segments * cluster), 1, 1),

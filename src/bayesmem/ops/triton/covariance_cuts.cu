@@ -10,61 +10,62 @@
 //
 //   p <- exp(-f) p + n - p^2 / (p + rho) / K          f forgetting, n noise, rho = r / |k|^2
 //
-// whose steady state is the guess, and whose slope there, f + (1 - (rho / (p + rho))^2) / K, what is forgotten a token.
+// whose steady state is the guess, and whose slope there, f + (1 - (rho / (p + rho))^2) / K, what is forgotten a token. Where
+// keys lie alike, so that some directions are hardly told of, f alone counts, and the guess is what is known without any.
 
+#ifndef NATS
 #define NATS 15.f  // to be forgotten of the guess; 11 to 14 leave 2^-20 of it (docs/notes/003-kernels.md)
-#define SAMPLES 2  // tokens looked at by a lane
+#endif
+#define ALIKE 2.f  // how many times as alike keys may be as those that lie in all directions
 
 struct Cuts {
   int warm, own, many;  // tokens a segment warms up on, tokens of its own (the first has both), segments
   float level;          // a guess of the covariance: so much of the identity
 };
 
-DEVICE float mean_of(float x) {  // over the lanes of a warp
+DEVICE float sum_of(float x) {  // over the lanes of a warp
 #pragma unroll
   for (int mask = 16; mask; mask >>= 1) x += shuffle_xor(x, mask);
-  return x / 32.f;
+  return x;
 }
+DEVICE float mean_of(float x, float y) { return sum_of(x + y) / 64.f; }
 
-// At most `most` segments of whole units of tokens, or one; for a warp. All blocks of a chain come to the same.
+// At most `most` segments of whole units of tokens, or one; for a warp, of whose lanes each looks at two tokens. All blocks of
+// a chain come to the same.
 DEVICE Cuts cuts_of(const KEY *k, const float *log_retention, const float *process_noise, const float *obs_noise,
                     float floor, int length, int most, int unit, int H, int row) {
   const Cuts none = {0, 1 << 30, 1, 0.f};
-  if (most == 1) return none;
-  float forgotten = 0.f, noise = 0.f, rho[SAMPLES];
+  if (most == 1 || length == 0) return none;
+  long long token[2];
+  float power[2] = {0.f, 0.f}, alike = 0.f, forgotten[2], noise[2], rho[2];
 #pragma unroll
-  for (int i = 0; i < SAMPLES; ++i) {
-    const long long token = (2ll * (SAMPLES * (THREAD & 31) + i) + 1) * length / (64 * SAMPLES);
-    float power = 0.f;
+  for (int i = 0; i < 2; ++i) token[i] = (2ll * (2 * (THREAD & 31) + i) + 1) * length / 128;
 #pragma unroll
-    for (int column = 0; column < K; column += 8) {
-      float x[8];
-      as_floats(x, load_keys(k + token * row, column, length > 0));
+  for (int column = 0; column < K; column += 8) {
+    float x[2][8];
 #pragma unroll
-      for (int j = 0; j < 8; ++j) power += x[j] * x[j];
-    }
-    if (length == 0) continue;
-    forgotten += fminf(-2.f * log_retention[token * H], 1.f) / SAMPLES;
-    noise += process_noise[token * H] / SAMPLES;
-    rho[i] = fmaxf(obs_noise[token * H] / power, floor);
+    for (int i = 0; i < 2; ++i) as_floats(x[i], load_keys(k + token[i] * row, column, true));
+#pragma unroll
+    for (int j = 0; j < 8; ++j) power[0] += x[0][j] * x[0][j], power[1] += x[1][j] * x[1][j], alike += x[0][j] * x[1][j];
   }
-  const float f = mean_of(forgotten), n = mean_of(noise);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    forgotten[i] = fminf(-2.f * log_retention[token[i] * H], 1.f), noise[i] = process_noise[token[i] * H];
+    rho[i] = fmaxf(obs_noise[token[i] * H] / power[i], floor);
+  }
+  const float f = mean_of(forgotten[0], forgotten[1]), n = mean_of(noise[0], noise[1]);
+  const float both = power[0] * power[1], angle = both > 0.f ? alike * alike / both : 0.f;  // cos^2
+  if (!(n > 0.f)) return none;
   float p = n / (f + 1.f / K);
-  for (int round = 0; round < 8; ++round) {
-    float told = 0.f;
-#pragma unroll
-    for (int i = 0; i < SAMPLES; ++i) told += p / (p + rho[i]) / SAMPLES;
-    p = root(p * (n / (f + mean_of(told) / K)));
-  }
-  float slope = 0.f;
-#pragma unroll
-  for (int i = 0; i < SAMPLES; ++i) slope += (1.f - rho[i] / (p + rho[i]) * (rho[i] / (p + rho[i]))) / SAMPLES;
-  const float wanted = NATS / (f + mean_of(slope) / K);
-  if (!(wanted < .75f * length)) return none;  // NaN too
+  for (int round = 0; round < 8; ++round) p = root(p * (n / (f + mean_of(p / (p + rho[0]), p / (p + rho[1])) / K)));
+  const float x = p / (p + rho[0]), y = p / (p + rho[1]), slope = mean_of(x * (2.f - x), y * (2.f - y)) / K;
+  const bool spread = sum_of(angle) * (K / 32.f) < ALIKE;
+  const float wanted = NATS / (spread ? f + slope : f), level = spread ? p : n / f;
+  if (!(wanted > 0.f && wanted < .75f * length)) return none;  // NaN too
   const int warm = ((int)wanted / unit + 1) * unit, rest = length - warm;
   const int own = (rest + most * unit - 1) / (most * unit) * unit;
   if (rest <= own || warm + own > length - length / 8) return none;
-  return Cuts{warm, own, (rest + own - 1) / own, p};
+  return Cuts{warm, own, (rest + own - 1) / own, level};
 }
 
 // What all threads hear of the first, by way of `told`.
@@ -82,40 +83,54 @@ DEVICE bool agreed_by_all(int *told, bool mine) {
   sync_all();
   if (!mine) *told = 0;
   sync_all();
-  return heard(told, *told);
+  const bool all = *told;
+  sync_all();
+  return all;
 }
 
 // How many blocks came here before this one, whose writes until then can be read.
 DEVICE int arrivals(int *told, int *count) {
-  fence_device();
   sync_all();
-  const int before = heard(told, THREAD == 0 ? add_one(count) : 0);
-  fence_device();
-  return before;
+  int before = 0;
+  if (THREAD == 0) {
+    fence_device();
+    before = add_one(count);
+    fence_device();
+  }
+  return heard(told, before);
+}
+
+// What blocks of a chain count: who was at a cut, what agreed there; who is done; and what the kernel that mends is left.
+struct Counts {
+  int *met, *agreed, *done, *mend;  // mend: a segment or 0, and the cuts' warm and own
+};
+DEVICE Counts counts_of(int *count, int chain, int segments) {
+  int *const met = count + chain * (2 * segments + 4), *const done = met + 2 * segments;
+  return {met, met + segments, done, done + 1};
+}
+DEVICE Cuts cuts_left(const Counts &c, int length) {
+  const int warm = load_fresh(c.mend + 1), own = load_fresh(c.mend + 2);
+  return Cuts{warm, own, (length - warm + own - 1) / own, 0.f};
 }
 
 // After segment `now`: the one to go through anew, or 0. Cuts before and after a segment are looked at by whoever comes to
-// them second, and all of them by whoever is done last, who leaves to the kernel that follows which is to be mended.
-// Counts, of a chain: who was at a cut, what agreed there, who is done, what is to be mended.
-template <class Agree> DEVICE int to_mend(int *told, int *count, int segments, int now, int cuts, Agree agree) {
-  int *const agreed = count + segments, *const done = agreed + segments;
+// them second, and all of them by whoever is done last, who leaves to the kernel that follows what is to be mended.
+template <class Agree> DEVICE int to_mend(int *told, const Counts &c, const Cuts &cuts, int now, Agree agree) {
+  const int last = cuts.many - 1;
 #if MEND
-  fence_device();
   sync_all();
 #else
-  for (int cut = now ? now - 1 : 0; cut <= now && cut < cuts; ++cut)
-    if (arrivals(told, count + cut)) {
+  for (int cut = now ? now - 1 : 0; cut <= now && cut < last; ++cut)
+    if (arrivals(told, c.met + cut)) {
       const bool same = agree(cut);
-      if (THREAD == 0) agreed[cut] = same;
+      if (THREAD == 0) c.agreed[cut] = same;
     }
-  if (arrivals(told, done) < cuts) return 0;
+  if (arrivals(told, c.done) < last) return 0;
 #endif
-  for (int cut = MEND ? now : 0; cut < cuts; ++cut)
-    if (!(MEND && cut == now ? agree(cut) : load_fresh(agreed + cut))) {
-      if (!MEND && THREAD == 0) done[1] = cut + 1;
+  for (int cut = MEND ? now : 0; cut < last; ++cut)
+    if (!(MEND && cut == now ? agree(cut) : load_fresh(c.agreed + cut))) {
+      if (!MEND && THREAD == 0) c.mend[0] = cut + 1, c.mend[1] = cuts.warm, c.mend[2] = cuts.own;
       return cut + 1;
     }
   return 0;
 }
-DEVICE int *counts_of(int *count, int chain, int segments) { return count + chain * (2 * segments + 2); }
-DEVICE int left_to_mend(const int *count, int segments) { return load_fresh(count + 2 * segments + 1); }

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bayesmem.ops.triton.spans import Spans
 
-LEAST_SEGMENT = 256  # tokens below which a chain is not cut further
+LEAST_SEGMENT = 256  # tokens of the longest sequence for every segment that chains may have
 
 
 def side_by_side(spans: Spans, heads: int, processors: int) -> int:
@@ -24,4 +24,4 @@ def cut_room(k: Tensor, chains: int, segments: int) -> tuple[Tensor, Tensor]:
     if segments == 1:
         return k.new_empty(0, dtype=torch.float32), k.new_empty(0, dtype=torch.int32)
     edge = k.new_empty(chains, segments, 2, k.shape[-1], k.shape[-1], dtype=torch.float32)
-    return edge, k.new_zeros(chains, 2 * segments + 2, dtype=torch.int32)
+    return edge, k.new_zeros(chains, 2 * segments + 4, dtype=torch.int32)

@@ -288,17 +288,21 @@ GLOBAL covariance_forward(
   SHARED_MEMORY(Shared, s);
   if (CLUSTER > 1) sync_all();  // all blocks have begun: their shared memory is there
   const int chain = MEND ? BLOCK : BLOCK / CLUSTER / segments, sequence = chain / H, head = chain % H;
-  int *const counts = counts_of(count, chain, segments);
-  int segment = MEND ? left_to_mend(counts, segments) : BLOCK / CLUSTER % segments;
+  const Counts counts = counts_of(count, chain, segments);
+  int segment = MEND ? load_fresh(counts.mend) : BLOCK / CLUSTER % segments;
   if (MEND && segment == 0) return;
   const long long start = seq_start[sequence], gates = start * H + head, square = K * K;
   const int length = seq_start[sequence + 1] - (int)start, key_head = head / (H / G);
+#if MEND
+  if (THREAD == 0) s.cuts = cuts_left(counts, length);
+#else
   if (THREAD < 32) {
     const int unit = 16 * (steps_a_chunk ? steps_a_chunk : 4);
     const Cuts cuts = cuts_of(k + (start * G + key_head) * K, log_retention + gates, process_noise + gates,
                               obs_noise + gates, floor[head], length, segments, unit, H, G * K);
     if (THREAD == 0) s.cuts = cuts;
   }
+#endif
   sync_all();
   if (segment >= s.cuts.many) return;
   const Places at = {checkpoint + ((long long)chunk_first[sequence] * H + head) * square, edge + 2 * chain * segments * square,
@@ -315,8 +319,7 @@ GLOBAL covariance_forward(
     else
       factor_warp(s, innovation_var + own, s.run.length, s.run.warm, H);
     if (CLUSTER > 1 || s.cuts.many == 1) break;
-    segment = to_mend(s.told, counts, segments, s.run.segment, s.cuts.many - 1,
-                      [&](int cut) { return agree(s.told, at, s.cuts, cut); });
+    segment = to_mend(&s.told, counts, s.cuts, s.run.segment, [&](int cut) { return agree(&s.told, at, s.cuts, cut); });
   } while (MEND && segment);
   if (CLUSTER > 1) sync_all();  // and is, until none writes into it any more
 }

@@ -28,9 +28,9 @@ def files(name: str) -> tuple[str, ...]:
     return (*MACHINE, *MORE.get(source, ()), f"{source}.cu")
 
 
-def pair_settings(key_dim: int, blocks: int) -> dict[str, int]:
+def pair_settings(key_dim: int, blocks: int, keys: torch.dtype = torch.bfloat16) -> dict[str, int]:
     """What every such source is compiled with; so many blocks share a multiprocessor."""
-    machine = {"CLUSTER": 1, "KEY_KIND": KEY_KINDS[torch.bfloat16], "BLOCKS": blocks}
+    machine = {"CLUSTER": 1, "KEY_KIND": KEY_KINDS[keys], "BLOCKS": blocks}
     return {"K": key_dim, "KDIM": key_dim, "THREADS": 2 * key_dim, **machine}
 
 

@@ -230,7 +230,7 @@ def prepare(
     if k.dtype == torch.bfloat16 and made is None and not asked and "prepare" not in (tuning or {}):
         in_cuda = cuda_prepare(key_dim, chunk, prec, k.device)
     if in_cuda is not None:
-        given = (aligned(k), *gain, innovation_var, log_retention, dgain)
+        given = (aligned(k), *gain, innovation_var, log_retention, aligned(dgain))
         filled = (solve, prepared.direct, alpha, *prepared.read, prepared.to_end, prepared.along, prepared.sums)
         places = (spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, k.shape[1])
         in_cuda(spans.chunks * heads, (*given, 0 if dinnovation_var is None else dinnovation_var, *filled, *places))

@@ -32,7 +32,7 @@ DEVICE bool agree(int *told, const Places &at, const Cuts &cuts, int cut) {
     for (int j = 0; j < (K + 31) / 32; ++j) {
       const int column = (THREAD & 31) + 32 * j, from = row * K + column;
       const float apart = column < K ? load_fresh(begun + from) - load_fresh(left + from) : 0.f;
-      all = all && apart * apart <= own * diagonal[j];  // no NaN agrees
+      all = all && apart * apart <= fminf(own * diagonal[j], 3e38f);  // no NaN agrees, nor infinity
     }
   }
   return agreed_by_all(told, all);

@@ -132,7 +132,7 @@ def tokens(
         in_cuda = cuda_tokens(key_dim, spans.chunk_size, prec, k.device)
     if in_cuda is not None and made.k.data_ptr() % 16 == 0:
         dgain, sigma, _ = gradients
-        given = (aligned(k), *prepared.gain, innovation_var, prepared.sums, *gates[1:], dgain)
+        given = (aligned(k), *prepared.gain, innovation_var, prepared.sums, *gates[1:], aligned(dgain))
         solved = (0 if sigma is None else sigma, prepared.solve, prepared.direct, prepared.along)
         after = (*chained.sent, chained.met, chained.trace, checkpoints)
         filled = (made.k, made.log_retention, turned, made.process_noise, made.obs_noise, made.floor)
