@@ -4,7 +4,8 @@
 
 For every size (H = 8, K = V, bf16, retention e^-.005 a token on average) and kind of retention: milliseconds of the
 kernels, whole and cut; how many cuts agreed at once and how many chains were mended; and by how much results differ.
-Kinds: ``mild``; ``late``, which in the second half of a sequence forgets nothing, though it is estimated to; ``never``.
+Kinds: ``mild``; ``late``, which in the second half of a sequence forgets nothing, though it is estimated to; ``never``;
+``alike``, whose keys leave half of the directions out.
 Then the filter, forward (in a CUDA graph) and forward and backward (the sum of its kernels). Rows go to FILE, one
 record a line.
 """
@@ -31,6 +32,7 @@ HEADS, CHUNK = 8, 64
 SIZES = [(1, 1024, 128), (1, 2048, 128), (1, 4096, 128), (1, 16384, 128), (1, 65536, 128), (2, 2048, 128)]
 SIZES += [(2, 4096, 128), (2, 16384, 128), (4, 4096, 128), (8, 4096, 128), (8, 4096, 64), (4, 4096, 64)]
 OTHER_KINDS = [(8, 4096, 128, "late"), (8, 4096, 128, "never"), (1, 16384, 128, "late"), (1, 16384, 128, "never")]
+OTHER_KINDS += [(8, 4096, 128, "alike"), (2, 4096, 128, "alike"), (1, 16384, 128, "alike")]
 
 
 class Kind(Stages):
@@ -38,7 +40,9 @@ class Kind(Stages):
 
     def __init__(self, batch: int, length: int, size: int, kind: str):
         super().__init__(batch, length, HEADS, size, CHUNK)
-        if kind != "mild":
+        if kind == "alike":
+            self.k[..., size // 2 :] = 0
+        elif kind != "mild":
             retention = self.log_retention.view(batch, length, HEADS)
             retention[:, length // 2 if kind == "late" else 0 :] = 0
             self.process_noise = -torch.expm1(2 * self.log_retention)
@@ -85,11 +89,11 @@ def found_of(count: Tensor) -> dict[str, int]:
     """Segments of the first chain, cuts, those that agreed at once, chains that were mended."""
     if not count.numel():
         return {"segments": 1, "cuts": 0, "agreed": 0, "mended": 0}
-    most = count.shape[1] // 2 - 1
-    done = count[:, -2]
+    most = count.shape[1] // 2 - 2
+    done = count[:, -4]
     agreed = int(count[:, most : 2 * most].sum())
     cut = int((done - 1).clamp(min=0).sum())
-    return {"segments": max(int(done[0]), 1), "cuts": cut, "agreed": agreed, "mended": int((count[:, -1] > 0).sum())}
+    return {"segments": max(int(done[0]), 1), "cuts": cut, "agreed": agreed, "mended": int((count[:, -3] > 0).sum())}
 
 
 def compared(call: Callable[[], Any]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_gains_are_halved_for_bfloat16_without_variances(bfloat16, monkeypatch, 
 def test_streams_may_begin_anywhere():
     """Views that begin at no multiple of 16 bytes, which some kernels read at once."""
     dtype, backend = (torch.bfloat16, Backend("triton")) if GPU else (torch.float16, Backend("triton", CHUNK))
-    case = prepared(DESIGNS[0], dtype, length=70, groups=1, heads=1, key_dim=64, value_dim=16)
+    case = prepared(DESIGNS[0], dtype, length=70, groups=1, heads=1, key_dim=64, value_dim=64 if GPU else 16)
     moved = {}
     for name in STREAMS:
         x = case.tensors[name]
@@ -290,7 +290,8 @@ def test_sizes_of_use_without_variances(key_dim: int, packed: bool):
     """What a training asks for: gains are halved, and on Hopper the backward is in CUDA C++."""
     bounds = torch.tensor([0, 1, 130, 200], device=DEVICE) if packed else None
     sizes = {"batch": 1, "rows": 3} if packed else {"batch": 2}
-    case = prepared(DESIGNS[0], torch.bfloat16, length=200, groups=2, heads=4, key_dim=key_dim, value_dim=48, **sizes)
+    shape = {"length": 200, "groups": 3, "heads": 6, "key_dim": key_dim, "value_dim": 64}
+    case = prepared(DESIGNS[0], torch.bfloat16, **shape, **sizes)
     assert_filters(case, torch.bfloat16, bounds, chunk=None, outputs=("log_evidence", "final_belief"))
 
 

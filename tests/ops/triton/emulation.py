@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bayesmem.ops.triton import covariance_cuda, covariance_pairs_cuda, cuda_source
+from bayesmem.ops.triton import covariance_cuda, cuda_source, hopper
 from bayesmem.ops.triton.covariance_cuts import cut_room
 from bayesmem.ops.triton.covariance_products import Pair
 from bayesmem.ops.triton.spans import Spans
@@ -89,7 +89,7 @@ def emulated_forward(
     return (gain, low), *outputs
 
 
-def emulated_pairs(
+def emulated_hopper(
     folder: Path,
     name: str,
     settings: dict[str, int],
@@ -100,8 +100,8 @@ def emulated_pairs(
 ) -> None:
     """A kernel of the covariance's backward with its arguments, in so many blocks."""
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    own = [cuda_source.HERE / file for file in covariance_pairs_cuda.files(name)[3:]]
-    parts = (HERE / "cuda_on_cpu.h", HERE / "pairs_on_cpu.h", *own, HERE / "pairs_on_cpu_main.h")
+    own = [cuda_source.HERE / file for file in hopper.files(name)[3:]]
+    parts = (HERE / "cuda_on_cpu.h", HERE / "hopper_on_cpu.h", *own, HERE / "hopper_on_cpu_main.h")
     library = folder / f"{name}.so"
     options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-", "-o", str(library)]
     options += [f"-D{key}={value}" for key, value in (settings | {"WARPGROUPS": 0, "NAME": name}).items()]

@@ -10,9 +10,9 @@ from torch import Tensor
 from bayesmem.ops.triton import covariance_chain_cuda as chain_cuda
 from bayesmem.ops.triton.covariance_config import RENEW, chain_config
 from bayesmem.ops.triton.covariance_cuts import cut_room
-from bayesmem.ops.triton.covariance_pairs_cuda import CAPABILITY, TOKENS
+from bayesmem.ops.triton.hopper import CAPABILITY, TOKENS
 from bayesmem.ops.triton.spans import Spans, spans_of
-from ops.triton.emulation import emulated_pairs
+from ops.triton.emulation import emulated_hopper
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == CAPABILITY
@@ -40,7 +40,7 @@ def run(
     for mend in range(1 if segments == 1 else 2):
         name, chosen = (chain_cuda.NAME + "_mend" * mend, chain_cuda.settings(key_dim, keys, bool(mend)))
         blocks = chains if mend else chains * segments
-        emulated_pairs(folder, name, chosen, shared, blocks, [*args, segments], backwards)
+        emulated_hopper(folder, name, chosen, shared, blocks, [*args, segments], backwards)
 
 
 def pair(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -141,6 +141,7 @@ CUT = [
     ("late", True, 24, torch.float32, {"backwards": True}),
     ("late", False, 60, torch.bfloat16, {"together": True}),
     ("static", True, 24, torch.bfloat16, {}),
+    *([("late", True, 128, torch.bfloat16, {}), ("mixed", False, 64, torch.bfloat16, {})] if GPU else []),
 ]
 
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bayesmem.ops.triton import covariance_prepare_cuda as prepare_cuda
-from bayesmem.ops.triton.covariance_pairs_cuda import CAPABILITY, TOKENS
 from bayesmem.ops.triton.covariance_prepare import prepare
+from bayesmem.ops.triton.hopper import CAPABILITY, TOKENS
 from bayesmem.ops.triton.spans import spans_of
-from ops.triton.emulation import emulated_pairs
+from ops.triton.emulation import emulated_hopper
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == CAPABILITY
@@ -27,18 +27,20 @@ def run(folder: Path, key_dim: int, blocks: int, args: list[Tensor | int]) -> No
         launch(blocks, args)
         return
     shared = prepare_cuda.shared_bytes(key_dim)
-    emulated_pairs(folder, prepare_cuda.NAME, prepare_cuda.settings(key_dim), shared, blocks, args)
+    emulated_hopper(folder, prepare_cuda.NAME, prepare_cuda.settings(key_dim), shared, blocks, args)
 
 
 @pytest.mark.parametrize(
-    ("key_dim", "lengths", "room", "groups", "heads", "sigma"),
+    ("key_dim", "lengths", "room", "groups", "heads", "sigma", "resets"),
     [
-        (128, (TOKENS + 7,), 0, 1, 2, True),
-        (128, (TOKENS,), 0, 1, 1, False),
-        (64, (3, TOKENS + 30), 5, 2, 2, True),  # with chunks that nothing fills
+        (128, (TOKENS + 7,), 0, 1, 2, True, slice(40, None, TOKENS)),
+        (128, (TOKENS,), 0, 1, 1, False, slice(0)),  # none: all blocks of the inverse count
+        (64, (3, TOKENS + 30), 5, 2, 2, True, slice(0, None, 9)),  # with chunks that nothing fills
+        (64, (TOKENS + 1, 1), 0, 1, 3, False, slice(20, None, TOKENS)),
     ],
+    ids=str,
 )
-def test_it_is_that_of_triton(tmp_path, bfloat16, key_dim, lengths, room, groups, heads, sigma):
+def test_it_is_that_of_triton(tmp_path, bfloat16, key_dim, lengths, room, groups, heads, sigma, resets):
     if DEVICE.type == "cuda" and not HOPPER:
         pytest.skip("this GPU has no kernel of its own")
     bounds = tuple(sum(lengths[:i]) for i in range(len(lengths) + 1))
@@ -53,7 +55,7 @@ def test_it_is_that_of_triton(tmp_path, bfloat16, key_dim, lengths, room, groups
     g = normal(count, heads, key_dim) / key_dim**0.5
     gain = (g.bfloat16().to(DEVICE), (g - g.bfloat16().float()).bfloat16().to(DEVICE))
     gates = [0.5 + normal(count, heads).abs(), -0.1 * normal(count, heads).abs(), normal(count, heads, key_dim)]
-    gates[1][::9] = -60.0  # hard resets
+    gates[1][resets] = -60.0  # hard resets, beyond which nothing reaches
     gates = [x.to(DEVICE) for x in gates]
     s = normal(count, heads).to(DEVICE) if sigma else None
     expected = prepare(k, None, gain, *gates, s, None, spans, "bf16x3", {"prepare": {"num_stages": 2}})

@@ -10,11 +10,11 @@ from torch.nn.functional import normalize
 from bayesmem.ops.triton import covariance_tokens_cuda as tokens_cuda
 from bayesmem.ops.triton.covariance_chain import Chained
 from bayesmem.ops.triton.covariance_config import RENEW
-from bayesmem.ops.triton.covariance_pairs_cuda import CAPABILITY, TOKENS
 from bayesmem.ops.triton.covariance_prepare import Prepared
 from bayesmem.ops.triton.covariance_tokens import TokenGradients, settle_kernel, tokens
+from bayesmem.ops.triton.hopper import CAPABILITY, TOKENS
 from bayesmem.ops.triton.spans import Spans, spans_of
-from ops.triton.emulation import emulated_pairs
+from ops.triton.emulation import emulated_hopper
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == CAPABILITY
@@ -31,7 +31,7 @@ def run(folder: Path, key_dim: int, blocks: int, args: list[Tensor | int]) -> No
         launch(blocks, args)
         return
     shared = tokens_cuda.shared_bytes(key_dim)
-    emulated_pairs(folder, tokens_cuda.NAME, tokens_cuda.settings(key_dim), shared, blocks, args)
+    emulated_hopper(folder, tokens_cuda.NAME, tokens_cuda.settings(key_dim), shared, blocks, args)
 
 
 def inputs(spans: Spans, groups: int, heads: int, key_dim: int) -> tuple[dict[str, Tensor], Prepared, Chained]:

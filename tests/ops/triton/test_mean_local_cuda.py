@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from bayesmem.ops.triton import mean_local_cuda as local_cuda
-from bayesmem.ops.triton.covariance_pairs_cuda import CAPABILITY, TOKENS
+from bayesmem.ops.triton.hopper import CAPABILITY, TOKENS
 from bayesmem.ops.triton.mean_backward_local import mean_backward_local
 from bayesmem.ops.triton.spans import Spans, spans_of
-from ops.triton.emulation import emulated_pairs
+from ops.triton.emulation import emulated_hopper
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == CAPABILITY
@@ -29,7 +29,7 @@ def run(folder: Path, key_dim: int, value: int, blocks: int, args: list[Tensor |
         launch(blocks, args)
         return
     sizes = key_dim, value
-    emulated_pairs(folder, local_cuda.NAME, local_cuda.settings(*sizes), local_cuda.shared_bytes(*sizes), blocks, args)
+    emulated_hopper(folder, local_cuda.NAME, local_cuda.settings(*sizes), local_cuda.shared_bytes(*sizes), blocks, args)
 
 
 def inputs(spans: Spans, groups: int, heads: int, key_dim: int, value: int, decay: float, resets: bool) -> list[Tensor]:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.triton.covariance_config import RENEW
-from bayesmem.ops.triton.covariance_pairs_cuda import TOKEN_PLANE, TOKENS, applies, pair_kernel, pair_settings
+from bayesmem.ops.triton.hopper import TOKEN_PLANE, TOKENS, fits_pairs, hopper_kernel, hopper_settings
 
 NAME = "covariance_chain"
 
 
 def settings(key_dim: int, keys: torch.dtype, mend: bool = False) -> dict[str, int]:
     """What the source is compiled with."""
-    return pair_settings(key_dim, 2 if key_dim == 64 else 1, keys) | {"RENEW": RENEW, "MEND": int(mend)}
+    return hopper_settings(key_dim, 2 if key_dim == 64 else 1, keys) | {"RENEW": RENEW, "MEND": int(mend)}
 
 
 def shared_bytes(key_dim: int) -> int:
@@ -29,12 +29,12 @@ def cuda_chain(
 ) -> Callable[..., None] | None:
     """What launches the kernel over so many chains, cut into so many segments at most, with its arguments.
 
-    ``None`` where a Triton kernel is to do it. The arguments are those of ``applies``, and the dtype of keys.
+    ``None`` where a Triton kernel is to do it. The arguments are those of ``fits_pairs``, and the dtype of keys.
     """
-    if not applies(key_dim, chunk, prec, device):
+    if not fits_pairs(key_dim, chunk, prec, device):
         return None
     run, mend = (
-        pair_kernel(name, tuple(settings(key_dim, keys, bool(again)).items()), shared_bytes(key_dim), device.index)
+        hopper_kernel(name, tuple(settings(key_dim, keys, bool(again)).items()), shared_bytes(key_dim), device.index)
         for again, name in enumerate((NAME, f"{NAME}_mend"))
     )
     if run is None or mend is None:

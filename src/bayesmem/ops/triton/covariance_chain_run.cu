@@ -1,5 +1,5 @@
 // The reverse chain of the covariance's backward (covariance_chain.py says what it computes) on Hopper's tensor cores: one
-// block of threads a (sequence, head), 64 tokens a step, Lambda in registers.
+// block of threads a (sequence, head), or a segment of it, 64 tokens a step, Lambda in registers.
 //
 //   N = Lambda (e G)^T     S = (e G) N     Z = alpha / 2 - R_C N + Kbar S / 2
 //   Lambda <- R_C^2 Lambda + Z Kbar^T + Kbar Z^T
@@ -11,7 +11,7 @@
 //
 // Compiled with: K = KDIM (64 or 128), THREADS (2 KDIM), RENEW (chunks that share an overlap), MEND (whether this is the
 // kernel that mends segments), and what the prelude asks for. Files, in this order: what the machine gives
-// (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands (covariance_pairs.cu),
+// (covariance_prelude.cu, covariance_wgmma.cu, hopper_prelude.cu), pairs as operands (covariance_pairs.cu),
 // covariance_keys.cu, covariance_cuts.cu, this one and covariance_chain.cu (the kernel).
 
 #define ALPHA_ROW (TOKENS + 8)        // padded as planes are, in floats

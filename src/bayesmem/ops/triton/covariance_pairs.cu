@@ -1,5 +1,5 @@
-// Products of pairs of bfloat16, x = high + low (covariance_products.py), by warpgroups: what covariance_chain.cu and
-// covariance_tokens.cu share. Each warpgroup has 64 rows of what it makes.
+// Products of pairs of bfloat16, x = high + low (covariance_products.py), by warpgroups: what the kernels of
+// hopper.py share. Each warpgroup has 64 rows of what it makes.
 //
 // What tensor cores read from shared memory has the contraction along its rows. What threads write there lies in
 // planes of 8 numbers of the contraction, 16 bytes for every row or column of the operand, padded against bank conflicts.
@@ -171,8 +171,9 @@ DEVICE void store_beside(float *to, int apart, const float x[4], const float y[4
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
     const float first = shuffle_xor(odd ? x[i] : y[i], 1), second = shuffle_xor(odd ? x[i + 1] : y[i + 1], 1);
-    const float four[4] = {odd ? first : x[i], odd ? second : x[i + 1], odd ? y[i] : first, odd ? y[i + 1] : second};
-    put4(to + apart * 4 * i + beside(), four);
+    const unsigned four[4] = {as_bits(odd ? first : x[i]), as_bits(odd ? second : x[i + 1]), as_bits(odd ? y[i] : first),
+                              as_bits(odd ? y[i + 1] : second)};
+    send16(to + apart * 4 * i + beside(), four);
   }
 }
 

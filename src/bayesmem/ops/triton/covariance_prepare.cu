@@ -14,7 +14,7 @@
 // for the products of a pair, and turned.
 //
 // Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), and what the prelude asks for. Files before it: what
-// the machine gives (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands
+// the machine gives (covariance_prelude.cu, covariance_wgmma.cu, hopper_prelude.cu), pairs as operands
 // (covariance_pairs.cu), and covariance_inverse.cu.
 
 #define WARPS (THREADS / 32)
@@ -61,7 +61,7 @@ template <bool TURNED> DEVICE void multiply(float out[WIDTH / 8][4], const Squar
 }
 
 // What blocks ONWARD from this one read lies together over all heads: every head tells of its part of the tokens.
-DEVICE void announce_part(const Shared &s, const HALF *k, const HALF *gain_high, const HALF *gain_low, const float *dgain,
+DEVICE void announce_later(const Shared &s, const HALF *k, const HALF *gain_high, const HALF *gain_low, const float *dgain,
                           int H, int G) {
   if (THREAD || s.then < 0) return;
   const int part = (BLOCK + ONWARD) % H, keys = TOKENS * KDIM / (H / G) & ~7;
@@ -315,7 +315,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   group_wait<1>();
   hold_all<EIGHTHS>(made_read);
   sync_all();  // nobody reads U any more
-  announce_part(s, k, gain_high, gain_low, dgain, H, G);
+  announce_later(s, k, gain_high, gain_low, dgain, H, G);
 #pragma unroll
   for (int j = 0; j < EIGHTHS; ++j) {
     unsigned tiles[4];

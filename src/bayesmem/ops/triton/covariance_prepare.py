@@ -227,7 +227,8 @@ def prepare(
         innovation_var.new_empty(spans.chunks, heads, 2, chunk),
     )
     in_cuda = None
-    if k.dtype == torch.bfloat16 and made is None and not asked and "prepare" not in (tuning or {}):
+    kinds = k.dtype == torch.bfloat16 and dgain.dtype == torch.float32
+    if kinds and made is None and not asked and "prepare" not in (tuning or {}):
         in_cuda = cuda_prepare(key_dim, chunk, prec, k.device)
     if in_cuda is not None:
         given = (aligned(k), *gain, innovation_var, log_retention, aligned(dgain))

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from bayesmem.ops.triton.covariance_pairs_cuda import TOKEN_PLANE, TOKENS, applies, pair_kernel, pair_settings
+from bayesmem.ops.triton.hopper import TOKEN_PLANE, TOKENS, fits_pairs, hopper_kernel, hopper_settings
 
 NAME = "covariance_prepare"
 SIDE = 16  # of a block that is substituted
@@ -12,7 +12,7 @@ SIDE = 16  # of a block that is substituted
 
 def settings(key_dim: int) -> dict[str, int]:
     """What the source is compiled with."""
-    return pair_settings(key_dim, 2)
+    return hopper_settings(key_dim, 2)
 
 
 def shared_bytes(key_dim: int) -> int:
@@ -25,8 +25,8 @@ def shared_bytes(key_dim: int) -> int:
 def cuda_prepare(key_dim: int, chunk: int, prec: str, device: torch.device) -> Callable[..., None] | None:
     """What launches the kernel over so many chunks and heads with its arguments, or ``None`` where a Triton one is to.
 
-    The arguments are those of ``applies``.
+    The arguments are those of ``fits_pairs``.
     """
-    if not applies(key_dim, chunk, prec, device):
+    if not fits_pairs(key_dim, chunk, prec, device):
         return None
-    return pair_kernel(NAME, tuple(settings(key_dim).items()), shared_bytes(key_dim), device.index)
+    return hopper_kernel(NAME, tuple(settings(key_dim).items()), shared_bytes(key_dim), device.index)

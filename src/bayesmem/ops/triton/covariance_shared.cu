@@ -1,4 +1,4 @@
-// The covariance pass, forward: one block of threads a (sequence, head), 16 tokens a step, exact.
+// The covariance pass, forward: one block of threads a (sequence, head), or a segment of it, 16 tokens a step, exact.
 //
 // Legend (docs/math.md section 3): P covariance before the step, k keys, R_t product of retentions since the step
 // began, c_t noise gathered since, L D L^T = G the joint covariance of the innovations, U = L^-1.
@@ -34,9 +34,11 @@
 //
 // P before every chunk of steps_a_chunk steps is kept for the backward pass (0: nothing is).
 //
-// Compiled with: CLUSTER, K, KDIM (K padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32).
-// Files, in this order: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu), this one, covariance_warps.cu or covariance_warpgroups.cu
-// (how P is multiplied), covariance_matrix.cu (the matrix warps), covariance_forward.cu (the other two, and the kernel).
+// Compiled with: CLUSTER, K, KDIM (K padded to a multiple of 16), SPLIT_KEYS, KEY_KIND (0 bfloat16, 1 float16, 2 float32),
+// WARPGROUPS, BLOCKS (that share a multiprocessor), MEND (whether this is the kernel that mends segments). Files, in this order:
+// what the machine gives (covariance_prelude.cu, covariance_wgmma.cu), covariance_keys.cu, covariance_cuts.cu (segments), this
+// one, covariance_warps.cu or covariance_warpgroups.cu (how P is multiplied), covariance_matrix.cu (the matrix warps),
+// covariance_runs.cu (what a block filters) and covariance_forward.cu (the other two kinds of warps, and the kernel).
 
 #define MATRIX_WARPS (KDIM / 16)
 #define OWN_WARPS (MATRIX_WARPS / CLUSTER)

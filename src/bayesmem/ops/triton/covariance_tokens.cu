@@ -11,7 +11,7 @@
 // in registers where shared memory has no room for it; the covariance and the gains first of all from the second cache.
 //
 // Compiled with: KDIM (64 or 128: K), THREADS (2 KDIM), and what the prelude asks for. Files before it: what the machine gives
-// (covariance_prelude.cu, covariance_wgmma.cu, covariance_chain_prelude.cu), pairs as operands (covariance_pairs.cu), and
+// (covariance_prelude.cu, covariance_wgmma.cu, hopper_prelude.cu), pairs as operands (covariance_pairs.cu), and
 // covariance_tokens_parts.cu.
 
 #define UNITS (TOKENS * EIGHTHS / THREADS)  // eighths of a row of U and of S that a thread brings
@@ -88,7 +88,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   }
   fetch(least, floor + head, true);
   if (THREAD == 0) announce(checkpoints + at * KDIM * KDIM, 4 * KDIM * KDIM);
-  if (THREAD == 32) announce_part(dgain, gain_high, gain_low, added ? dk : nullptr, first, head, H, live);
+  if (THREAD == 32) announce_own(dgain, gain_high, gain_low, added ? dk : nullptr, first, head, H, live);
   sync_warp();  // compilers would ask for the gates later
 
   // U^T, with R_u / R_t and without, and S, as pairs.

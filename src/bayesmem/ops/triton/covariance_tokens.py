@@ -127,10 +127,11 @@ def tokens(
         torch.zeros_like(chained.overlap),
     )
     turned = torch.empty_like(chained.overlap)
-    in_cuda = None
-    if k.dtype == torch.bfloat16 and gradients[2] is None and "tokens" not in (tuning or {}):
+    in_cuda, kinds = None, (k.dtype, made.k.dtype, gradients[0].dtype)
+    plain = gradients[2] is None and made.k.data_ptr() % 16 == 0 and "tokens" not in (tuning or {})
+    if kinds == (torch.bfloat16, torch.bfloat16, torch.float32) and plain:
         in_cuda = cuda_tokens(key_dim, spans.chunk_size, prec, k.device)
-    if in_cuda is not None and made.k.data_ptr() % 16 == 0:
+    if in_cuda is not None:
         dgain, sigma, _ = gradients
         given = (aligned(k), *prepared.gain, innovation_var, prepared.sums, *gates[1:], aligned(dgain))
         solved = (0 if sigma is None else sigma, prepared.solve, prepared.direct, prepared.along)

@@ -147,7 +147,7 @@ DEVICE void gather(const Shared &s, float *dlog_retention, float *later, float *
 }
 
 // The second cache is told of what tokens of a chunk have, together over all heads: every head tells of its part of it.
-DEVICE void announce_part(const float *dgain, const HALF *gain_high, const HALF *gain_low, const HALF *dk, long long first,
+DEVICE void announce_own(const float *dgain, const HALF *gain_high, const HALF *gain_low, const HALF *dk, long long first,
                           int head, int H, int live) {
   const int from = TOKENS * KDIM * head, left = KDIM * H * (live < TOKENS ? live : TOKENS) - from;
   const int count = left < TOKENS * KDIM ? left : TOKENS * KDIM;

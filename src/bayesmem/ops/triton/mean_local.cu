@@ -7,7 +7,7 @@
 // innovations, both states; the gains, queries and keys come into places that are done with.
 //
 // Compiled with: KDIM (64 or 128: K), VDIM (64, 128, 256: V), THREADS (2 KDIM), and what the prelude asks for. Files before it: what the machine gives (covariance_prelude.cu,
-// covariance_wgmma.cu, covariance_chain_prelude.cu), operands (covariance_pairs.cu), and mean_local_parts.cu.
+// covariance_wgmma.cu, hopper_prelude.cu), operands (covariance_pairs.cu), and mean_local_parts.cu.
 
 GLOBAL mean_local(const HALF *q, const HALF *k, const HALF *written, const float *log_decay, const float *factors,
                   const HALF *innovation, const HALF *means, const HALF *d_out, const HALF *dv, const HALF *d_means, HALF *dq,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from bayesmem.ops.triton.covariance_pairs_cuda import TOKENS, pair_kernel, pair_settings, possible
+from bayesmem.ops.triton.hopper import TOKENS, fits, hopper_kernel, hopper_settings
 
 NAME = "mean_local"
 VALUE_DIMS = (64, 128, 256)  # of which threads bring whole rows
@@ -14,7 +14,7 @@ SHARED, RESERVED = 228 * 1024, 1024  # bytes of a multiprocessor, and of those w
 def settings(key_dim: int, value: int) -> dict[str, int]:
     """What the source is compiled with."""
     blocks = min(SHARED // (shared_bytes(key_dim, value) + RESERVED), 512 // (2 * key_dim))
-    return pair_settings(key_dim, blocks) | {"VDIM": value}
+    return hopper_settings(key_dim, blocks) | {"VDIM": value}
 
 
 def shared_bytes(key_dim: int, value: int) -> int:
@@ -32,7 +32,7 @@ def cuda_local(key_dim: int, value: int, chunk: int, device: torch.device) -> Ca
         chunk: tokens a chunk.
         device: where.
     """
-    if value not in VALUE_DIMS or not possible(key_dim, chunk, device):
+    if value not in VALUE_DIMS or not fits(key_dim, chunk, device):
         return None
     kinds = tuple(settings(key_dim, value).items())
-    return pair_kernel(NAME, kinds, shared_bytes(key_dim, value), device.index)
+    return hopper_kernel(NAME, kinds, shared_bytes(key_dim, value), device.index)

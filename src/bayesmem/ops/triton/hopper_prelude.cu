@@ -37,9 +37,6 @@ DEVICE void fetch2(float *x, const float *at, bool there) {
                : "l"(at), "r"((int)there)
                : "memory");
 }
-DEVICE void fetch2(float *x, const float *at) {
-  asm volatile("ld.global.L1::no_allocate.v2.f32 {%0, %1}, [%2];" : "=f"(x[0]), "=f"(x[1]) : "l"(at) : "memory");
-}
 DEVICE void fetch4(float *x, const float *at, bool there) {
   asm volatile(FETCH("v4.f32", "mov.f32 %0, 0f00000000;\nmov.f32 %1, 0f00000000;\nmov.f32 %2, 0f00000000;\nmov.f32 %3, 0f00000000;\n", "%5")
                " {%0, %1, %2, %3}, [%4];}"
@@ -54,20 +51,15 @@ DEVICE void fetch4(float *x, const float *at) {
                : "memory");
 }
 // 16 bytes into global memory at once, which compilers may cut into four where an address is a sum.
-DEVICE void send16(void *at, const unsigned x[4], bool is) {
+DEVICE void send16(void *at, const unsigned x[4], bool is = true) {
   asm volatile("{.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p st.global.v4.b32 [%0], {%1, %2, %3, %4};}" ::"l"(at), "r"(x[0]),
                "r"(x[1]), "r"(x[2]), "r"(x[3]), "r"((int)is)
                : "memory");
 }
-// Four numbers to global memory at once, which compilers would take apart where registers are few.
-DEVICE void put4(float *at, const float *x) {
-  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(at), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]) : "memory");
-}
-// So many bytes, a multiple of 16, on their way into the second cache; or those of a cache line.
+// So many bytes, a multiple of 16, on their way into the second cache.
 DEVICE void announce(const void *at, int bytes) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
 }
-DEVICE void announce(const void *at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
 // Loaded turned, columns of memory are the rows of a tile: a lane's places are as below.
 #define LOAD(TURNED) \

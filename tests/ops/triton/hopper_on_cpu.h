@@ -1,4 +1,4 @@
-// What covariance_chain_prelude.cu gives on a GPU, by fibers; comes after cuda_on_cpu.h.
+// What hopper_prelude.cu gives on a GPU, by fibers; comes after cuda_on_cpu.h.
 
 typedef unsigned short HALF;
 
@@ -11,16 +11,13 @@ DEVICE void load16(unsigned x[4], const HALF *at) { std::memcpy(x, at, 16); }
 DEVICE void store16(HALF *at, const unsigned x[4]) { std::memcpy(at, x, 16); }
 DEVICE unsigned load_two(const HALF *at) { unsigned x; std::memcpy(&x, at, 4); return x; }
 DEVICE void move16(HALF *to, const HALF *from) { std::memcpy(to, from, 16); }
-DEVICE void send16(void *to, const unsigned x[4], bool is) { if (is) std::memcpy(to, x, 16); }
+DEVICE void send16(void *to, const unsigned x[4], bool is = true) { if (is) std::memcpy(to, x, 16); }
 DEVICE float wide(HALF x) { return as_float((unsigned)x << 16); }
 DEVICE void fetch(float &x, const float *at, bool there) { x = there ? *at : 0.f; }
-DEVICE void fetch2(float *x, const float *at) { load2(x, at); }
 DEVICE void fetch2(float *x, const float *at, bool there) { x[0] = x[1] = 0.f; if (there) load2(x, at); }
 DEVICE void fetch4(float *x, const float *at) { load4(x, at); }
 DEVICE void fetch4(float *x, const float *at, bool there) { x[0] = x[1] = x[2] = x[3] = 0.f; if (there) load4(x, at); }
-DEVICE void put4(float *at, const float *x) { store4(at, x); }
 DEVICE void announce(const void *, int) {}
-DEVICE void announce(const void *) {}
 
 // What is under way has not come before copies_wait: until then its place holds NaN.
 static std::vector<std::pair<void *, const void *>> under_way[THREADS];

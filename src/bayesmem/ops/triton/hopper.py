@@ -1,4 +1,4 @@
-"""What the CUDA C++ kernels of the covariance's backward share (``covariance_pairs.cu``): where they run, and how."""
+"""What the CUDA C++ kernels of the backward share (hopper_prelude.cu, covariance_pairs.cu): where they run, and how."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,7 +12,7 @@ from bayesmem.ops.triton.device import limits
 CAPABILITY = (9, 0)  # products of four warps with what lies in shared memory
 KEY_DIMS = (64, 128)  # whole warpgroups
 TOKENS = 64
-MACHINE = ("covariance_prelude.cu", "covariance_wgmma.cu", "covariance_chain_prelude.cu", "covariance_pairs.cu")
+MACHINE = ("covariance_prelude.cu", "covariance_wgmma.cu", "hopper_prelude.cu", "covariance_pairs.cu")
 MORE = {  # what a kernel has besides
     "covariance_chain": ("covariance_keys.cu", "covariance_cuts.cu", "covariance_chain_run.cu"),
     "covariance_prepare": ("covariance_inverse.cu",),
@@ -28,13 +28,13 @@ def files(name: str) -> tuple[str, ...]:
     return (*MACHINE, *MORE.get(source, ()), f"{source}.cu")
 
 
-def pair_settings(key_dim: int, blocks: int, keys: torch.dtype = torch.bfloat16) -> dict[str, int]:
+def hopper_settings(key_dim: int, blocks: int, keys: torch.dtype = torch.bfloat16) -> dict[str, int]:
     """What every such source is compiled with; so many blocks share a multiprocessor."""
     machine = {"CLUSTER": 1, "KEY_KIND": KEY_KINDS[keys], "BLOCKS": blocks}
     return {"K": key_dim, "KDIM": key_dim, "THREADS": 2 * key_dim, **machine}
 
 
-def applies(key_dim: int, chunk: int, prec: str, device: torch.device) -> bool:
+def fits_pairs(key_dim: int, chunk: int, prec: str, device: torch.device) -> bool:
     """Whether such a kernel can do it, or a Triton one has to.
 
     Args:
@@ -43,18 +43,18 @@ def applies(key_dim: int, chunk: int, prec: str, device: torch.device) -> bool:
         prec: of the products: only those of pairs of bfloat16 are made here.
         device: where.
     """
-    return prec == "bf16x3" and possible(key_dim, chunk, device)
+    return prec == "bf16x3" and fits(key_dim, chunk, device)
 
 
-def possible(key_dim: int, chunk: int, device: torch.device) -> bool:
-    """As ``applies``, whatever the products are of."""
+def fits(key_dim: int, chunk: int, device: torch.device) -> bool:
+    """As ``fits_pairs``, whatever the products are of."""
     if device.type != "cuda" or torch.version.cuda is None or key_dim not in KEY_DIMS:
         return False
     return chunk == TOKENS and limits(device).capability == CAPABILITY
 
 
 @lru_cache
-def pair_kernel(
+def hopper_kernel(
     name: str, settings: tuple[tuple[str, int], ...], shared: int, device: int
 ) -> Callable[..., None] | None:
     """What launches a kernel over so many blocks with its arguments, or ``None`` where it does not compile."""
