@@ -5,7 +5,7 @@
 For every size (H = 8, K = V, bf16, retention e^-.005 a token on average) and kind of retention: milliseconds of the
 kernels, whole and cut; how many cuts agreed at once and how many chains were mended; and by how much results differ.
 Kinds: ``mild``; ``late``, which in the second half of a sequence forgets nothing, though it is estimated to; ``never``;
-``alike``, whose keys leave half of the directions out.
+``alike``, whose keys leave three quarters of the directions out.
 Then the filter, forward (in a CUDA graph) and forward and backward (the sum of its kernels). Rows go to FILE, one
 record a line.
 """
@@ -41,7 +41,7 @@ class Kind(Stages):
     def __init__(self, batch: int, length: int, size: int, kind: str):
         super().__init__(batch, length, HEADS, size, CHUNK)
         if kind == "alike":
-            self.k[..., size // 2 :] = 0
+            self.k[..., size // 4 :] = 0
         elif kind != "mild":
             retention = self.log_retention.view(batch, length, HEADS)
             retention[:, length // 2 if kind == "late" else 0 :] = 0

@@ -16,7 +16,9 @@
 #ifndef NATS
 #define NATS 15.f  // to be forgotten of the guess; 11 to 14 leave 2^-20 of it (docs/notes/003-kernels.md)
 #endif
-#define ALIKE 2.f  // how many times as alike keys may be as those that lie in all directions
+// How many times as alike keys may be as those that lie in all directions, by the squares of 96 angles: of such keys one chain
+// in a thousand takes more, by chance.
+#define ALIKE 1.6f
 
 struct Cuts {
   int warm, own, many;  // tokens a segment warms up on, tokens of its own (the first has both), segments
@@ -37,7 +39,7 @@ DEVICE Cuts cuts_of(const KEY *k, const float *log_retention, const float *proce
   const Cuts none = {0, 1 << 30, 1, 0.f};
   if (most == 1 || length == 0) return none;
   long long token[2];
-  float power[2] = {0.f, 0.f}, alike = 0.f, forgotten[2], noise[2], rho[2];
+  float power[2] = {0.f, 0.f}, dot[3] = {0.f, 0.f, 0.f}, forgotten[2], noise[2], rho[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) token[i] = (2ll * (2 * (THREAD & 31) + i) + 1) * length / 128;
 #pragma unroll
@@ -46,7 +48,11 @@ DEVICE Cuts cuts_of(const KEY *k, const float *log_retention, const float *proce
 #pragma unroll
     for (int i = 0; i < 2; ++i) as_floats(x[i], load_keys(k + token[i] * row, column, true));
 #pragma unroll
-    for (int j = 0; j < 8; ++j) power[0] += x[0][j] * x[0][j], power[1] += x[1][j] * x[1][j], alike += x[0][j] * x[1][j];
+    for (int j = 0; j < 8; ++j) {
+      const float other = shuffle_xor(x[0][j], 1);
+      power[0] += x[0][j] * x[0][j], power[1] += x[1][j] * x[1][j];
+      dot[0] += x[0][j] * x[1][j], dot[1] += x[0][j] * other, dot[2] += x[1][j] * other;
+    }
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -54,12 +60,15 @@ DEVICE Cuts cuts_of(const KEY *k, const float *log_retention, const float *proce
     rho[i] = fmaxf(obs_noise[token[i] * H] / power[i], floor);
   }
   const float f = mean_of(forgotten[0], forgotten[1]), n = mean_of(noise[0], noise[1]);
-  const float both = power[0] * power[1], angle = both > 0.f ? alike * alike / both : 0.f;  // cos^2
+  const float across = shuffle_xor(power[0], 1), both[3] = {power[0] * power[1], power[0] * across, power[1] * across};
+  float alike = 0.f;  // cos^2
+#pragma unroll
+  for (int i = 0; i < 3; ++i) alike += both[i] > 0.f ? dot[i] * dot[i] / both[i] : 0.f;
   if (!(n > 0.f)) return none;
   float p = n / (f + 1.f / K);
   for (int round = 0; round < 8; ++round) p = root(p * (n / (f + mean_of(p / (p + rho[0]), p / (p + rho[1])) / K)));
   const float x = p / (p + rho[0]), y = p / (p + rho[1]), slope = mean_of(x * (2.f - x), y * (2.f - y)) / K;
-  const bool spread = sum_of(angle) * (K / 32.f) < ALIKE;
+  const bool spread = sum_of(alike) * (K / 96.f) < ALIKE;
   const float wanted = NATS / (spread ? f + slope : f), level = spread ? p : n / f;
   if (!(wanted > 0.f && wanted < .75f * length)) return none;  // NaN too
   const int warm = ((int)wanted / unit + 1) * unit, rest = length - warm;
