@@ -52,7 +52,7 @@ def sources(chosen: Mapping[str, int]) -> tuple[str, ...]:
     """Files of the kernel, in order, that follow those of the machine."""
     products = "covariance_warpgroups.cu" if chosen["WARPGROUPS"] else "covariance_warps.cu"
     before = ("covariance_keys.cu", "covariance_cuts.cu", "covariance_shared.cu", products)
-    return (*before, "covariance_matrix.cu", "covariance_runs.cu", "covariance_forward.cu")
+    return (*before, "covariance_matrix.cu", "covariance_factor.cu", "covariance_forward.cu")
 
 
 def cluster_size(key_dim: int) -> int:

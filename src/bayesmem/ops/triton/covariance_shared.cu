@@ -38,7 +38,7 @@
 // WARPGROUPS, BLOCKS (that share a multiprocessor), MEND (whether this is the kernel that mends segments). Files, in this order:
 // what the machine gives (covariance_prelude.cu, covariance_wgmma.cu), covariance_keys.cu, covariance_cuts.cu (segments), this
 // one, covariance_warps.cu or covariance_warpgroups.cu (how P is multiplied), covariance_matrix.cu (the matrix warps),
-// covariance_runs.cu (what a block filters) and covariance_forward.cu (the other two kinds of warps, and the kernel).
+// covariance_factor.cu (the other two kinds of warps) and covariance_forward.cu (what a block filters, and the kernel).
 
 #define MATRIX_WARPS (KDIM / 16)
 #define OWN_WARPS (MATRIX_WARPS / CLUSTER)
