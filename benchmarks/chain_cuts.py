@@ -5,7 +5,7 @@
 For every size (H = 8, K = V, bf16, retention e^-.005 a token on average) and kind of retention: milliseconds of the
 kernels, whole and cut; how many cuts agreed at once and how many chains were mended; and by how much results differ.
 Kinds: ``mild``; ``late``, which in the second half of a sequence forgets nothing, though it is estimated to; ``never``;
-``alike``, whose keys leave three quarters of the directions out.
+``alike``, whose keys leave half of the directions out; ``few``, whose keys leave three quarters of them out.
 Then the filter, forward (in a CUDA graph) and forward and backward (the sum of its kernels). Rows go to FILE, one
 record a line.
 """
@@ -32,7 +32,8 @@ HEADS, CHUNK = 8, 64
 SIZES = [(1, 1024, 128), (1, 2048, 128), (1, 4096, 128), (1, 16384, 128), (1, 65536, 128), (2, 2048, 128)]
 SIZES += [(2, 4096, 128), (2, 16384, 128), (4, 4096, 128), (8, 4096, 128), (8, 4096, 64), (4, 4096, 64)]
 OTHER_KINDS = [(8, 4096, 128, "late"), (8, 4096, 128, "never"), (1, 16384, 128, "late"), (1, 16384, 128, "never")]
-OTHER_KINDS += [(8, 4096, 128, "alike"), (2, 4096, 128, "alike"), (1, 16384, 128, "alike")]
+LEFT_OUT = {"alike": 2, "few": 4}
+OTHER_KINDS += [(*sizes, 128, kind) for kind in LEFT_OUT for sizes in ((8, 4096), (2, 4096), (1, 16384))]
 
 
 class Kind(Stages):
@@ -40,8 +41,8 @@ class Kind(Stages):
 
     def __init__(self, batch: int, length: int, size: int, kind: str):
         super().__init__(batch, length, HEADS, size, CHUNK)
-        if kind == "alike":
-            self.k[..., size // 4 :] = 0
+        if kind in LEFT_OUT:
+            self.k[..., size // LEFT_OUT[kind] :] = 0
         elif kind != "mild":
             retention = self.log_retention.view(batch, length, HEADS)
             retention[:, length // 2 if kind == "late" else 0 :] = 0

@@ -92,9 +92,8 @@ class Stages:
 
     def run_chain(self, tuning: Tuning | None) -> tuple[Chained, Tensor]:
         """The covariance's chain, all of what it makes."""
-        states = (self.log_retention, *self.covariance[2:], None)
-        evidence = (self.k, self.process_noise, self.obs_noise, self.floor)
-        return chain(self.prepared, None, *states, evidence, self.spans, PAIRS, tuning)
+        gates = (self.log_retention, self.process_noise, self.obs_noise, self.floor)
+        return chain(self.prepared, None, self.k, gates, *self.covariance[2:], None, self.spans, PAIRS, tuning)
 
     def run(self, stage: str, tuning: Tuning | None) -> Any:
         """What a stage makes, so far as all its settings make the same."""

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -89,6 +90,26 @@ def emulated_forward(
     return (gain, low), *outputs
 
 
+def run_stage(folder: Path, stage: ModuleType, sizes: tuple[int, ...], *rest, blocks: int, args) -> None:
+    """A stage of the backward on this GPU, if that is a Hopper, or emulated.
+
+    Args:
+        folder: for what is compiled.
+        stage: the module of its settings and ``shared_bytes``, which take ``sizes``.
+        sizes: K, and where the stage has it V.
+        rest: what its launcher asks for between ``sizes`` and the device.
+        blocks: of threads.
+        args: of the kernel.
+    """
+    device = torch.device("cuda", 0)
+    if torch.cuda.is_available():
+        launch = getattr(stage, f"cuda_{stage.NAME.split('_')[-1]}")(*sizes, *rest, device)
+        assert launch is not None
+        launch(blocks, args)
+        return
+    emulated_hopper(folder, stage.NAME, stage.settings(*sizes), stage.shared_bytes(*sizes), blocks, args)
+
+
 def emulated_hopper(
     folder: Path,
     name: str,
@@ -98,9 +119,9 @@ def emulated_hopper(
     args: Sequence[Tensor | int],
     backwards: bool = False,
 ) -> None:
-    """A kernel of the covariance's backward with its arguments, in so many blocks."""
+    """A kernel of ``hopper`` with its arguments, in so many blocks, every thread a fiber."""
     assert COMPILER, "the emulation needs a C++ compiler: apt-get install g++"
-    own = [cuda_source.HERE / file for file in hopper.files(name)[3:]]
+    own = [cuda_source.HERE / file for file in hopper.files(name)]
     parts = (HERE / "cuda_on_cpu.h", HERE / "hopper_on_cpu.h", *own, HERE / "hopper_on_cpu_main.h")
     library = folder / f"{name}.so"
     options = ["-x", "c++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-", "-o", str(library)]

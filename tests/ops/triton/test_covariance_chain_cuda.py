@@ -186,10 +186,3 @@ def test_segments_are_the_recurrence_in_float64(tmp_path, key_dim, keys, agree, 
     agreed, done, mended = count[..., 3:5], count[..., 6], count[..., 7]
     assert done.tolist() == [[3] * heads, [0] * heads] and mended.any() != agree
     assert agreed[0].tolist() == [[int(agree)] * 2] * heads
-
-
-def test_what_it_leaves_to_the_others():
-    assert (chain_cuda.cuda_chain(128, torch.bfloat16, TOKENS, "bf16x3", DEVICE) is not None) == HOPPER
-    assert chain_cuda.cuda_chain(128, torch.bfloat16, TOKENS, "tf32x3", DEVICE) is None
-    assert chain_cuda.cuda_chain(96, torch.bfloat16, TOKENS, "bf16x3", DEVICE) is None
-    assert chain_cuda.cuda_chain(128, torch.bfloat16, 32, "bf16x3", DEVICE) is None

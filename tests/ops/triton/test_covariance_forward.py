@@ -189,7 +189,7 @@ def test_a_guess_that_is_not_quite_forgotten_does_not_agree(tmp_path, monkeypatc
 
 
 def test_keys_that_lie_alike_tell_little_of_the_others(tmp_path, monkeypatch):
-    """Half of the directions are never told of: chains then forget by time alone, and still agree."""
+    """Two thirds of the directions are never told of: chains then forget by time alone, and still agree."""
     x = inputs((1500,), 1, 1, 16, torch.bfloat16, "mixed")
     x["k"][..., 5:] = 0
     x["log_retention"] = x["log_retention"] / 6

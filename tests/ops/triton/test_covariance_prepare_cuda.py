@@ -1,7 +1,5 @@
 """What a chunk knows of the covariance's backward in CUDA C++ against Triton's kernel; thread by thread on a CPU."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,23 +9,12 @@ from bayesmem.ops.triton import covariance_prepare_cuda as prepare_cuda
 from bayesmem.ops.triton.covariance_prepare import prepare
 from bayesmem.ops.triton.hopper import CAPABILITY, TOKENS
 from bayesmem.ops.triton.spans import spans_of
-from ops.triton.emulation import emulated_hopper
+from ops.triton.emulation import run_stage
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == CAPABILITY
 PAIRS = 3e-5  # relative: what pairs are wrong by, 2^-17 a product, over a few of them
 NAMES = ("solve", "direct", "alpha", "to_end", "along", "sums")
-
-
-def run(folder: Path, key_dim: int, blocks: int, args: list[Tensor | int]) -> None:
-    """The kernel on this GPU, or every thread a fiber."""
-    if HOPPER:
-        launch = prepare_cuda.cuda_prepare(key_dim, TOKENS, "bf16x3", DEVICE)
-        assert launch is not None
-        launch(blocks, args)
-        return
-    shared = prepare_cuda.shared_bytes(key_dim)
-    emulated_hopper(folder, prepare_cuda.NAME, prepare_cuda.settings(key_dim), shared, blocks, args)
 
 
 @pytest.mark.parametrize(
@@ -64,16 +51,10 @@ def test_it_is_that_of_triton(tmp_path, bfloat16, key_dim, lengths, room, groups
     read = [torch.full_like(y, torch.nan) for y in expected.read]
     args = [k, *gain, *gates, 0 if s is None else s, *made[:3], *read, *made[3:]]
     args += [spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, groups]
-    run(tmp_path, key_dim, spans.chunks * heads, args)
+    blocks = spans.chunks * heads
+    run_stage(tmp_path, prepare_cuda, (key_dim,), TOKENS, "bf16x3", blocks=blocks, args=args)
     held = [(name, y, getattr(expected, name)) for name, y in zip(NAMES, made, strict=True)]
     held += [("read", *(high.double() + low.double() for high, low in (read, expected.read)))]
     for name, y, exact in held:
         wrong = (y.double() - exact.double()).norm() / exact.double().norm()
         assert wrong <= PAIRS, (name, wrong)
-
-
-def test_what_it_leaves_to_the_others():
-    assert (prepare_cuda.cuda_prepare(128, TOKENS, "bf16x3", DEVICE) is not None) == HOPPER
-    assert prepare_cuda.cuda_prepare(128, TOKENS, "tf32x3", DEVICE) is None
-    assert prepare_cuda.cuda_prepare(96, TOKENS, "bf16x3", DEVICE) is None
-    assert prepare_cuda.cuda_prepare(128, 32, "bf16x3", DEVICE) is None

@@ -1,7 +1,5 @@
 """The tokens of the covariance's backward in CUDA C++ against Triton's kernel; thread by thread on a CPU."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,24 +12,13 @@ from bayesmem.ops.triton.covariance_prepare import Prepared
 from bayesmem.ops.triton.covariance_tokens import TokenGradients, settle_kernel, tokens
 from bayesmem.ops.triton.hopper import CAPABILITY, TOKENS
 from bayesmem.ops.triton.spans import Spans, spans_of
-from ops.triton.emulation import emulated_hopper
+from ops.triton.emulation import run_stage
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == CAPABILITY
 PAIRS = 3e-5  # relative: what pairs are wrong by, 2^-17 a product, over a few of them
 ROUNDED = 3e-3  # of dk, which either rounds to bfloat16
 NAMES = ("k", "log_retention", "process_noise", "obs_noise", "floor")
-
-
-def run(folder: Path, key_dim: int, blocks: int, args: list[Tensor | int]) -> None:
-    """The kernel on this GPU, or every thread a fiber."""
-    if HOPPER:
-        launch = tokens_cuda.cuda_tokens(key_dim, TOKENS, "bf16x3", DEVICE)
-        assert launch is not None
-        launch(blocks, args)
-        return
-    shared = tokens_cuda.shared_bytes(key_dim)
-    emulated_hopper(folder, tokens_cuda.NAME, tokens_cuda.settings(key_dim), shared, blocks, args)
 
 
 def inputs(spans: Spans, groups: int, heads: int, key_dim: int) -> tuple[dict[str, Tensor], Prepared, Chained]:
@@ -108,17 +95,12 @@ def test_it_is_that_of_triton(tmp_path, bfloat16, key_dim, lengths, room, groups
     args += [x["sigma"] if sigma else 0, prepared.solve, prepared.direct, prepared.along]
     args += [*chained.sent, chained.met, chained.trace, x["checkpoints"]]
     args += [found.k, found.log_retention, later, found.process_noise, found.obs_noise, found.floor]
-    run(tmp_path, key_dim, spans.chunks * heads, [*args, *tables, heads, groups, int(added)])
+    args += [*tables, heads, groups, int(added)]
+    blocks = spans.chunks * heads
+    run_stage(tmp_path, tokens_cuda, (key_dim,), TOKENS, "bf16x3", blocks=blocks, args=args)
     sizes = {"H": heads, "C": TOKENS, "RENEW": RENEW, "num_warps": 1}
     settle_kernel[(spans.chunks, heads)](chained.overlap, later, found.log_retention, *tables, **sizes)
     for name in NAMES:
         y, exact = (getattr(of, name).double() for of in (found, expected))
         wrong = (y - exact).norm() / exact.norm()
         assert wrong <= (ROUNDED if name == "k" else PAIRS), (name, wrong)
-
-
-def test_what_it_leaves_to_the_others():
-    assert (tokens_cuda.cuda_tokens(128, TOKENS, "bf16x3", DEVICE) is not None) == HOPPER
-    assert tokens_cuda.cuda_tokens(128, TOKENS, "tf32x3", DEVICE) is None
-    assert tokens_cuda.cuda_tokens(96, TOKENS, "bf16x3", DEVICE) is None
-    assert tokens_cuda.cuda_tokens(128, 32, "bf16x3", DEVICE) is None

@@ -1,7 +1,5 @@
 """Gradients of the mean pass inside a chunk in CUDA C++ against Triton's and float64; thread by thread on a CPU."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +9,7 @@ from bayesmem.ops.triton import mean_local_cuda as local_cuda
 from bayesmem.ops.triton.hopper import CAPABILITY, TOKENS
 from bayesmem.ops.triton.mean_backward_local import mean_backward_local
 from bayesmem.ops.triton.spans import Spans, spans_of
-from ops.triton.emulation import emulated_hopper
+from ops.triton.emulation import run_stage
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 HOPPER = DEVICE.type == "cuda" and torch.cuda.get_device_capability() == CAPABILITY
@@ -19,17 +17,6 @@ NAMES = ("q", "k", "gain", "log_decay")
 # Relative: sums in another order turn what is rounded to bfloat16 at times; and what that rounding leaves of float64.
 TURNED = {"q": 5e-4, "k": 5e-4, "gain": 1e-4, "log_decay": 1e-4}
 ROUNDED = {"q": 4e-3, "k": 4e-3, "gain": 3e-3, "log_decay": 6e-3}
-
-
-def run(folder: Path, key_dim: int, value: int, blocks: int, args: list[Tensor | int]) -> None:
-    """The kernel on this GPU, or every thread a fiber."""
-    if HOPPER:
-        launch = local_cuda.cuda_local(key_dim, value, TOKENS, DEVICE)
-        assert launch is not None
-        launch(blocks, args)
-        return
-    sizes = key_dim, value
-    emulated_hopper(folder, local_cuda.NAME, local_cuda.settings(*sizes), local_cuda.shared_bytes(*sizes), blocks, args)
 
 
 def inputs(spans: Spans, groups: int, heads: int, key_dim: int, value: int, decay: float, resets: bool) -> list[Tensor]:
@@ -130,15 +117,9 @@ def test_it_is_that_of_triton(tmp_path, bfloat16, sizes, lengths, room, groups, 
 
     found = [torch.full_like(x, torch.nan) for x in expected]
     tables = (spans.seq_start, spans.chunk_seq, spans.chunk_first)
-    run(tmp_path, *sizes, spans.chunks * heads, [*given, *found, *tables, heads, groups])
+    args = [*given, *found, *tables, heads, groups]
+    run_stage(tmp_path, local_cuda, sizes, TOKENS, blocks=spans.chunks * heads, args=args)
     for name, x, y, z in zip(NAMES, found, expected, truth, strict=True):
         x, y, z = (of.double().cpu() for of in (x, y, z))
         assert (x - y).norm() <= TURNED[name] * y.norm(), name
         assert (x - z).norm() <= ROUNDED[name] * z.norm(), name
-
-
-def test_what_it_leaves_to_triton():
-    assert (local_cuda.cuda_local(128, 128, TOKENS, DEVICE) is not None) == HOPPER
-    assert local_cuda.cuda_local(96, 128, TOKENS, DEVICE) is None
-    assert local_cuda.cuda_local(128, 192, TOKENS, DEVICE) is None
-    assert local_cuda.cuda_local(128, 128, 32, DEVICE) is None

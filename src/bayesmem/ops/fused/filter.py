@@ -1,6 +1,7 @@
 """The exact dense covariance and the mean under its gains as one torch operator: what a Bayesian Layer runs.
 
-It gives what ``covariance_op`` and ``mean_op`` give one after the other; together they may run side by side.
+It gives what ``covariance_op`` and ``mean_op`` give one after the other; together they share gains that are kept as
+pairs, and the gradient of keys.
 """
 
 import torch

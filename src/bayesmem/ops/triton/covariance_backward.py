@@ -94,8 +94,8 @@ def covariance_backward(
         dvar = torch.where(var > 0, dvar, 0)  # it was cut there
     gradients = (dgain, dinnovation_var, dvar)
     prepared = prepare(k, q, gain, innovation_var, log_retention, *gradients, spans, prec, tuning)
-    evidence = (k, process_noise, obs_noise, floor)
-    given = (prepared, dvar, log_retention, checkpoints, final_cov, d_final_cov, evidence)
+    gates = (log_retention, process_noise, obs_noise, floor)
+    given = (prepared, dvar, k, gates, checkpoints, final_cov, d_final_cov)
     in_cuda = chain_in_cuda(final_cov, k.dtype, dvar, spans, prec, tuning)
     segments = None if in_cuda else chain_segments(final_cov, spans, prec, tuning)
     if segments is None:
@@ -103,7 +103,6 @@ def covariance_backward(
     else:
         chained, d_initial_cov = segmented_chain(*given, segments, prec, tuning)
         spans = segments.spans
-    gates = (log_retention, process_noise, obs_noise, floor)
     known = (var, checkpoints, prepared, chained)
     made = tokens(k, q, innovation_var, gates, gradients, *known, spans, prec, tuning, dk)
     return made.k, dq, made.log_retention, made.process_noise, made.obs_noise, made.floor.sum(0), d_initial_cov

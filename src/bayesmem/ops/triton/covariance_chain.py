@@ -153,19 +153,19 @@ def chain_in_cuda(
 def chain(
     prepared: Prepared,
     dvar: Float[Tensor, "N H"] | None,
-    log_retention: Float[Tensor, "N H"],
+    k: Float[Tensor, "N G K"],
+    gates: tuple[Tensor, Tensor, Tensor, Tensor],
     checkpoints: Float[Tensor, "NC H K K"],
     final_cov: Float[Tensor, "S H K K"],
     d_final_cov: Float[Tensor, "S H K K"] | None,
-    evidence: tuple[Tensor, Tensor, Tensor, Tensor],
     spans: Spans,
     prec: str,
     tuning: Tuning | None,
 ) -> tuple[Chained, Float[Tensor, "S H K K"]]:
     """Launch one of the three kernels: what is left for the tokens, and the gradient of the initial covariance.
 
-    ``prepared.alpha`` may be overwritten. ``evidence`` is keys, process noise, observation noise and floor: what tells
-    how soon a chain forgets, and so whether it is cut into segments (covariance_cuts.cu).
+    ``prepared.alpha`` may be overwritten. ``gates`` are log_retention, process_noise, obs_noise and floor, of which all
+    but the first, and k, only tell how soon a chain forgets, and so whether it is cut (covariance_cuts.cu).
     """
     heads, key_dim = final_cov.shape[1], final_cov.shape[-1]
     config = chain_config(final_cov, prec, tuning)
@@ -175,13 +175,12 @@ def chain(
     trace, overlap = final_cov.new_empty(spans.chunks, heads, key_dim), final_cov.new_empty(spans.chunks, heads)
     began = None if prec == "bf16x3" else torch.empty_like(overlap)
     chained = Chained(sent, torch.empty_like(prepared.solve), trace, overlap, config["RENEW"], began)
-    if in_cuda := chain_in_cuda(final_cov, evidence[0].dtype, dvar, spans, prec, tuning):
+    if in_cuda := chain_in_cuda(final_cov, k.dtype, dvar, spans, prec, tuning):
         made, chains = torch.empty_like(final_cov), spans.sequences * heads
-        k = aligned(evidence[0])
         segments = side_by_side(spans, heads, limits(k.device).processors)
         room = cut_room(k, chains, segments)
-        known = (*prepared.gain, prepared.alpha, *prepared.read, log_retention, prepared.to_end, checkpoints, final_cov)
-        given = (*known, k, *evidence[1:], trace.new_empty(0) if start is None else start)
+        known = (*prepared.gain, prepared.alpha, *prepared.read, gates[0], prepared.to_end, checkpoints, final_cov)
+        given = (*known, aligned(k), *gates[1:], trace.new_empty(0) if start is None else start)
         places = (spans.seq_start, spans.chunk_first, heads, k.shape[1])
         in_cuda(chains, segments, (*given, *sent, chained.met, trace, overlap, made, *room, *places))
         return chained, made
@@ -193,7 +192,7 @@ def chain(
         *prepared.read,
         prepared.heard,
         dvar,
-        log_retention,
+        gates[0],
         prepared.to_end,
         checkpoints,
         final_cov,

@@ -1,6 +1,7 @@
 """The reverse chain of the covariance's backward in CUDA C++, for Hopper (covariance_chain.cu tells how it works)."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,10 +21,11 @@ def shared_bytes(key_dim: int) -> int:
     """Size of ``struct Shared``."""
     channel_plane = 2 * (8 * key_dim + 8)
     sent, drive, met = key_dim // 4 * TOKEN_PLANE, TOKENS // 4 * channel_plane, TOKENS // 4 * TOKEN_PLANE
-    alpha, runs = 4 * key_dim * (TOKENS + 8), 4 * 8
+    alpha, runs = 4 * key_dim * (TOKENS + 8), 4 * 5  # the last: how it is cut, what is told
     return 3 * 4 * TOKENS * key_dim + max(sent, drive) + met + alpha + 4 * (TOKENS + key_dim // 16) + runs
 
 
+@lru_cache
 def cuda_chain(
     key_dim: int, keys: torch.dtype, chunk: int, prec: str, device: torch.device
 ) -> Callable[..., None] | None:
@@ -34,7 +36,7 @@ def cuda_chain(
     if not fits_pairs(key_dim, chunk, prec, device):
         return None
     run, mend = (
-        hopper_kernel(name, tuple(settings(key_dim, keys, bool(again)).items()), shared_bytes(key_dim), device.index)
+        hopper_kernel(name, settings(key_dim, keys, bool(again)), shared_bytes(key_dim), device.index)
         for again, name in enumerate((NAME, f"{NAME}_mend"))
     )
     if run is None or mend is None:

@@ -28,7 +28,7 @@ struct Shared {
   float after[TOKENS];       // e
   float part[THREADS / 32];  // of an overlap, by warp
   Cuts cuts;
-  int told, unused[3];       // what one thread tells all
+  int told;                  // what one thread tells all
 };
 
 // A chain, and the streams that it reads and writes.

@@ -69,7 +69,7 @@ def shared_bytes(chosen: Mapping[str, int]) -> int:
     padded = chosen["KDIM"]
     keys, write = (17 * padded, 16 * padded + 16) if chosen["WARPGROUPS"] else (16 * (padded + 8), 24 * padded)
     partial = (padded // 16) * (2 if chosen["CLUSTER"] == 1 else 3)
-    tables = 20 * 128 + 2 * 16 * 24 + 4 * 16 + 2 * 4 + 20  # the last for runs and cuts
+    tables = 20 * 128 + 2 * 16 * 24 + 4 * 16 + 2 * 4 + 18  # the last for runs and cuts
     return 4 * (4 * keys + 2 * write + 320 * (partial + 6) + tables)
 
 

@@ -14,7 +14,7 @@
 // keys lie alike, so that some directions are hardly told of, f alone counts, and the guess is what is known without any.
 
 #ifndef NATS
-#define NATS 15.f  // to be forgotten of the guess; 11 to 14 leave 2^-20 of it (docs/notes/003-kernels.md)
+#define NATS 15.f  // to be forgotten of the guess; 10 to 12 leave 2^-20 of it (docs/notes/003-kernels.md)
 #endif
 // How many times as alike keys may be as those that lie in all directions, by the squares of 96 angles: of such keys one chain
 // in a thousand takes more, by chance.

@@ -17,6 +17,7 @@
 #define SQUARE (TOKENS * TOKENS)
 #define ROWS (THREADS / TILES)    // of tokens by channels that all threads copy at once, an eighth each
 #define PARTS (THREADS / TOKENS)  // threads a token
+#define WARPS (THREADS / 32)
 
 // Where an eighth of a swizzled row lies.
 DEVICE int swizzled(int row, int eighth) { return 64 * row + 8 * (eighth ^ (row & 7)); }
@@ -136,6 +137,12 @@ DEVICE void corner_of(float out[2][4], const float (*x)[4], int block) {
     for (int i = 0; i < 4; ++i) out[j & 1][i] = j < 2 || block == j / 2 ? x[j][i] : out[j & 1][i];
 }
 
+// Of the diagonal of a square what lies with this thread: of rows g and g + 8, where lane = 4 g + g / 2 (own_diagonal).
+DEVICE bool own_diagonal(int lane) { return lane % 4 == lane / 4 >> 1; }
+DEVICE void diagonal_of(float out[2], const float corner[2][4], int g) {
+  out[0] = g & 1 ? corner[0][1] : corner[0][0], out[1] = g & 1 ? corner[1][3] : corner[1][2];
+}
+
 // The left side, this warp's 16 channels by tokens 8 c to 8 c + 15, of what lies with tokens for its rows.
 DEVICE void turned_rows(unsigned tiles[4], const Rows &rows, int c) {
   const int tile = THREAD % 32 >> 3, line = THREAD & 7;
@@ -164,15 +171,20 @@ template <bool TURNED> DEVICE void square_rows(unsigned high[4], unsigned low[4]
 // Two tiles of 8 columns side by side: where a thread's four numbers of a row begin.
 DEVICE int beside() { return 8 * (THREAD & 1) + 4 * (THREAD >> 1 & 1); }
 
+// Of two neighbours in either of two such tiles that a lane and its neighbour have: four of the one, or of the other.
+DEVICE void four_of(unsigned four[4], const float *x, const float *y, bool other) {
+  const float one = shuffle_xor(other ? x[0] : y[0], 1), two = shuffle_xor(other ? x[1] : y[1], 1);
+  four[0] = as_bits(other ? one : x[0]), four[1] = as_bits(other ? two : x[1]);
+  four[2] = as_bits(other ? y[0] : one), four[3] = as_bits(other ? y[1] : two);
+}
+
 // Such tiles to rows so far apart: neighbours swap, so that a thread has four numbers of a row, and
 // a warp's instruction is 64 bytes of each of its rows. What the first cache takes is counted by rows.
 DEVICE void store_beside(float *to, int apart, const float x[4], const float y[4]) {
-  const bool odd = THREAD & 1;
 #pragma unroll
   for (int i = 0; i < 4; i += 2) {
-    const float first = shuffle_xor(odd ? x[i] : y[i], 1), second = shuffle_xor(odd ? x[i + 1] : y[i + 1], 1);
-    const unsigned four[4] = {as_bits(odd ? first : x[i]), as_bits(odd ? second : x[i + 1]), as_bits(odd ? y[i] : first),
-                              as_bits(odd ? y[i + 1] : second)};
+    unsigned four[4];
+    four_of(four, x + i, y + i, THREAD & 1);
     send16(to + apart * 4 * i + beside(), four);
   }
 }
@@ -231,6 +243,25 @@ DEVICE float squares_of_eight(const HALF *at) {
     sum += lower * lower + upper * upper;
   }
   return sum;
+}
+
+// The two sums of the logs of ratios over the tokens up to each, of two tokens a lane, whose differences are exact to rounding
+// (ratios.py): of multiples of 1/256, and of what is left.
+DEVICE void sum_logs(float *coarse, float *fine, const float x[2], int lane) {
+  float part[2][2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) part[0][i] = round_down(x[i] * 256.f + .5f) * .00390625f, part[1][i] = x[i] - part[0][i];
+#pragma unroll
+  for (int which = 0; which < 2; ++which) {
+    float up_to = part[which][0] + part[which][1];
+#pragma unroll
+    for (int step = 1; step < 32; step <<= 1) {
+      const float more = shuffle(up_to, lane - step & 31);
+      if (lane >= step) up_to += more;
+    }
+    const float last = shuffle(up_to, lane - 1 & 31), before = lane ? last : 0.f;
+    store2((which ? fine : coarse) + 2 * lane, before + part[which][0], before + (part[which][0] + part[which][1]));
+  }
 }
 
 // R_t / R_u from the two sums of either, where u comes before t.

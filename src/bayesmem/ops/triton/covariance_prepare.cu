@@ -17,7 +17,6 @@
 // the machine gives (covariance_prelude.cu, covariance_wgmma.cu, hopper_prelude.cu), pairs as operands
 // (covariance_pairs.cu), and covariance_inverse.cu.
 
-#define WARPS (THREADS / 32)
 #define COPIES (TOKENS / ROWS)
 #define ONWARD 264  // blocks from one that runs to one that takes such a place
 
@@ -38,17 +37,6 @@ struct Shared {
   float along[TOKENS];                         // sigma_t, then c_t
   long long then;                              // the first token of the block to be announced, or none: -1
 };
-
-// Sums over the tokens up to each of what two tokens a lane give.
-DEVICE void running(float out[TOKENS], float x, float y, int lane) {
-  float sum = x + y;
-#pragma unroll
-  for (int step = 1; step < 32; step <<= 1) {
-    const float before = shuffle(sum, lane - step & 31);
-    if (lane >= step) sum += before;
-  }
-  out[2 * lane] = sum - y, out[2 * lane + 1] = sum;
-}
 
 // What this warpgroup's columns are of a product of matrices of tokens by tokens, added to: one step of the contraction, on
 // its way. Of b the lower triangle alone is read.
@@ -92,7 +80,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   // k, G and dgain; tokens that do not exist are zeros.
   const int start = THREAD / TILES, eighth = THREAD % TILES, place = 64 * TOKENS * (eighth / 8) + swizzled(start, eighth % 8);
   const long long own_row = ((first + start) * H + head) * KDIM + 8 * eighth, step = ROWS * KDIM * (long long)H;
-  const auto bring = [&](Rows &to, const HALF *from, long long step) {
+  const auto bring = [&](Rows &to, const HALF *from, long long step) {  // from places that are counted for dgain anyway
 #pragma unroll
     for (int n = 0; n < COPIES; ++n) copy(to[0] + place + 64 * ROWS * n, from + n * step, start + ROWS * n < live);
   };
@@ -119,13 +107,7 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
     store_eight(s.dgain[0][0] + place + 64 * ROWS * n, s.dgain[1][0] + place + 64 * ROWS * n, y[n]);
   if (part == 0) s.per_var[own] = own < live ? reciprocal(value) : 1.f;
   if (part == 1) s.along[own] = value;
-  if (warp == WARPS - 1) {  // logs in two: sums of multiples of 1/256 are exact
-    float coarse[2], fine[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) coarse[i] = round_down(logs[i] * 256.f + .5f) * 0.00390625f, fine[i] = logs[i] - coarse[i];
-    running(s.coarse, coarse[0], coarse[1], lane);
-    running(s.fine, fine[0], fine[1], lane);
-  }
+  if (warp == WARPS - 1) sum_logs(s.coarse, s.fine, logs, lane);
   copies_wait();
   fence_for_groups();
   sync_all();
@@ -165,9 +147,10 @@ GLOBAL covariance_prepare(const HALF *k, const HALF *gain_high, const HALF *gain
   const bool has = 16 * side / WIDTH == group;
   float corner[2][4];
   corner_of(corner, ag, side - sides);
-  if (has && t == g >> 1) {
-    s.along[token] -= (g & 1 ? corner[0][1] : corner[0][0]) * per_var[0];
-    s.along[token + 8] -= (g & 1 ? corner[1][3] : corner[1][2]) * per_var[1];
+  if (has && own_diagonal(lane)) {
+    float diagonal[2];
+    diagonal_of(diagonal, corner, g);
+    s.along[token] -= diagonal[0] * per_var[0], s.along[token + 8] -= diagonal[1] * per_var[1];
   }
   sync_all();  // nobody reads G and dgain any more, and c is there
   if (THREAD < TOKENS && own < live) along_key[gate] = s.along[own];

@@ -1,6 +1,7 @@
 """What a chunk of the covariance's backward knows, in CUDA C++ for Hopper (how: covariance_prepare.cu)."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -22,6 +23,7 @@ def shared_bytes(key_dim: int) -> int:
     return rows + max(4 * rows, 5 * square, 2 * square + 2 * rows) + 4 * floats + 8
 
 
+@lru_cache
 def cuda_prepare(key_dim: int, chunk: int, prec: str, device: torch.device) -> Callable[..., None] | None:
     """What launches the kernel over so many chunks and heads with its arguments, or ``None`` where a Triton one is to.
 
@@ -29,4 +31,4 @@ def cuda_prepare(key_dim: int, chunk: int, prec: str, device: torch.device) -> C
     """
     if not fits_pairs(key_dim, chunk, prec, device):
         return None
-    return hopper_kernel(NAME, tuple(settings(key_dim).items()), shared_bytes(key_dim), device.index)
+    return hopper_kernel(NAME, settings(key_dim), shared_bytes(key_dim), device.index)

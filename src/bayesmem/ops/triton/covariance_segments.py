@@ -35,23 +35,24 @@ def chain_segments(final_cov: Tensor, spans: Spans, prec: str, tuning: Tuning | 
 def segmented_chain(
     prepared: Prepared,
     dvar: Float[Tensor, "N H"] | None,
-    log_retention: Float[Tensor, "N H"],
+    k: Float[Tensor, "N G K"],
+    gates: tuple[Tensor, Tensor, Tensor, Tensor],
     checkpoints: Float[Tensor, "NC H K K"],
     final_cov: Float[Tensor, "S H K K"],
     d_final_cov: Float[Tensor, "S H K K"] | None,
-    evidence: tuple[Tensor, Tensor, Tensor, Tensor],
     segments: Segments,
     prec: str,
     tuning: Tuning | None,
 ) -> tuple[Chained, Float[Tensor, "S H K K"]]:
     """As ``chain``, in ``segments``."""
-    spans, rest = segments.spans, (evidence, segments.spans, prec, tuning)
+    spans = segments.spans
     after = spans.chunk_first[1:].long().clamp(max=len(checkpoints) - 1)
     ends = checkpoints[after]
     ends[segments.last] = final_cov
-    _, gathered = chain(prepared, dvar, log_retention, checkpoints, ends, None, *rest)
-    through = transitions(prepared.gain, prepared.read, log_retention, prepared.to_end, spans, prec, tuning)
+    given, rest = (prepared, dvar, k, gates, checkpoints, ends), (spans, prec, tuning)
+    _, gathered = chain(*given, None, *rest)
+    through = transitions(prepared.gain, prepared.read, gates[0], prepared.to_end, spans, prec, tuning)
     d_final = None if d_final_cov is None else symmetric(d_final_cov)
     leaves = leaving(gathered, through, d_final, segments, both=True)
-    chained, d_initial = chain(prepared, dvar, log_retention, checkpoints, ends, leaves, *rest)
+    chained, d_initial = chain(*given, leaves, *rest)
     return chained, d_initial[segments.first]

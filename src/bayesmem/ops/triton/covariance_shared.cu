@@ -96,7 +96,7 @@ struct Shared {
   float step[2][4];                    // R_C^2, c_C
   Run run;
   Cuts cuts;
-  int told, unused[3];                 // what one thread tells all
+  int told;                            // what one thread tells all
 };
 
 struct Split { unsigned hi, lo; };

@@ -16,7 +16,7 @@
 
 #define UNITS (TOKENS * EIGHTHS / THREADS)  // eighths of a row of U and of S that a thread brings
 #define GATES (4 * TOKENS / THREADS)        // gates that it brings
-#define AHEAD 4  // steps of 16 channels of P_0 that registers hold
+#define AHEAD 4                             // steps of 16 channels of P_0 that registers hold
 
 GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_low, const float *innovation_var,
                          const float *sums, const float *process_noise, const float *obs_noise, const float *floor,
@@ -73,7 +73,7 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
 
   // What lies by token, k first; tokens that do not exist are zeros.
   const long long own_row = ((first + start) * H + head) * KDIM + 8 * eighth, step = ROWS * KDIM * (long long)H;
-  const auto bring = [&](Rows &to, const HALF *from, long long step) {
+  const auto bring = [&](Rows &to, const HALF *from, long long step) {  // from places that are counted once for all
 #pragma unroll
     for (int n = 0; n < TOKENS / ROWS; ++n) copy(to[0] + place + 64 * ROWS * n, from + n * step, start + ROWS * n < live);
   };
@@ -274,10 +274,9 @@ GLOBAL covariance_tokens(const HALF *k, const HALF *gain_high, const HALF *gain_
   if (16 * (warp % 4) / WIDTH == group) {  // a block of 16 of the diagonal is in the same two tiles for all of a warp
     float corner[2][4];
     corner_of(corner, square, warp % 4 - WIDTH / 16 * group);
-    if (t == g >> 1) {
-      s.heard[token] = g & 1 ? corner[0][1] : corner[0][0];
-      s.heard[token + 8] = g & 1 ? corner[1][3] : corner[1][2];
-    }
+    float diagonal[2];
+    diagonal_of(diagonal, corner, g);
+    if (own_diagonal(lane)) s.heard[token] = diagonal[0], s.heard[token + 8] = diagonal[1];
   }
   sync_all();  // w . g is there
 

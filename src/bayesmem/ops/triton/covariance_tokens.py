@@ -118,7 +118,7 @@ def tokens(
     and ``var`` is the predictive variance, with ``dvar``; the rest as in ``covariance_backward``.
     """
     gain = prepared.gain[0]
-    heads, key_dim = gain.shape[1:]
+    heads = gain.shape[1]
     made = TokenGradients(
         torch.empty_like(gain, dtype=k.dtype) if dk is None else dk,
         torch.empty_like(innovation_var),
@@ -127,7 +127,46 @@ def tokens(
         torch.zeros_like(chained.overlap),
     )
     turned = torch.empty_like(chained.overlap)
-    in_cuda, kinds = None, (k.dtype, made.k.dtype, gradients[0].dtype)
+    given = (k, q, innovation_var, gates, gradients, var, checkpoints, prepared, chained)
+    _launch(*given, spans, prec, tuning, made, turned, dk is not None)
+    settle_kernel[(spans.chunks, heads)](
+        chained.overlap,
+        turned,
+        made.log_retention,
+        spans.seq_start,
+        spans.chunk_seq,
+        spans.chunk_first,
+        H=heads,
+        C=spans.chunk_size,
+        RENEW=chained.renew,
+        num_warps=1,
+    )
+    if prec != "bf16x3":
+        known = (checkpoints, prepared, chained, made.process_noise, made.log_retention)
+        retain(k, q, innovation_var, gates, gradients, var, *known, spans, prec, tuning)
+    return made
+
+
+def _launch(
+    k: Tensor,
+    q: Tensor | None,
+    innovation_var: Tensor,
+    gates: tuple[Tensor, Tensor, Tensor, Tensor],
+    gradients: tuple[Tensor, Tensor | None, Tensor | None],
+    var: Tensor | None,
+    checkpoints: Tensor,
+    prepared: Prepared,
+    chained: Chained,
+    spans: Spans,
+    prec: str,
+    tuning: Tuning | None,
+    made: TokenGradients,
+    turned: Tensor,
+    added: bool,
+) -> None:
+    """The kernel of these keys and gradients, which fills ``made`` and ``turned``."""
+    heads, key_dim = made.k.shape[1:]
+    kinds, in_cuda = (k.dtype, made.k.dtype, gradients[0].dtype), None
     plain = gradients[2] is None and made.k.data_ptr() % 16 == 0 and "tokens" not in (tuning or {})
     if kinds == (torch.bfloat16, torch.bfloat16, torch.float32) and plain:
         in_cuda = cuda_tokens(key_dim, spans.chunk_size, prec, k.device)
@@ -137,7 +176,7 @@ def tokens(
         solved = (0 if sigma is None else sigma, prepared.solve, prepared.direct, prepared.along)
         after = (*chained.sent, chained.met, chained.trace, checkpoints)
         filled = (made.k, made.log_retention, turned, made.process_noise, made.obs_noise, made.floor)
-        places = (spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, k.shape[1], int(dk is not None))
+        places = (spans.seq_start, spans.chunk_seq, spans.chunk_first, heads, k.shape[1], int(added))
         in_cuda(spans.chunks * heads, (*given, *solved, *after, *filled, *places))
     else:
         config = tokens_config(k, prec, tuning)
@@ -173,22 +212,6 @@ def tokens(
             G=k.shape[1],
             K=key_dim,
             C=spans.chunk_size,
-            ADDED=dk is not None,
+            ADDED=added,
             **config,
         )
-    settle_kernel[(spans.chunks, heads)](
-        chained.overlap,
-        turned,
-        made.log_retention,
-        spans.seq_start,
-        spans.chunk_seq,
-        spans.chunk_first,
-        H=heads,
-        C=spans.chunk_size,
-        RENEW=chained.renew,
-        num_warps=1,
-    )
-    if prec != "bf16x3":
-        known = (checkpoints, prepared, chained, made.process_noise, made.log_retention)
-        retain(k, q, innovation_var, gates, gradients, var, *known, spans, prec, tuning)
-    return made

@@ -1,6 +1,7 @@
 """The tokens of the covariance's backward in CUDA C++, for Hopper (covariance_tokens.cu tells how it works)."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -21,6 +22,7 @@ def shared_bytes(key_dim: int) -> int:
     return 2 * rows + rows + max(2 * square, 2 * rows) + square + 4 * (TOKENS * vectors + 2)
 
 
+@lru_cache
 def cuda_tokens(key_dim: int, chunk: int, prec: str, device: torch.device) -> Callable[..., None] | None:
     """What launches the kernel over so many chunks and heads with its arguments, or ``None`` where a Triton one is to.
 
@@ -28,4 +30,4 @@ def cuda_tokens(key_dim: int, chunk: int, prec: str, device: torch.device) -> Ca
     """
     if not fits_pairs(key_dim, chunk, prec, device):
         return None
-    return hopper_kernel(NAME, tuple(settings(key_dim).items()), shared_bytes(key_dim), device.index)
+    return hopper_kernel(NAME, settings(key_dim), shared_bytes(key_dim), device.index)

@@ -3,7 +3,6 @@
 // A matrix of tokens by tokens has a row a token t and a column an earlier token u; a thread has rows `token` and `token` + 8 and
 // the columns `column` and its neighbour, and every 8th pair after it; `gap` is from its column to its row.
 
-#define WARPS (THREADS / 32)
 
 struct Shared {
   union {

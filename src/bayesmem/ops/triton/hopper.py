@@ -1,7 +1,6 @@
 """What the CUDA C++ kernels of the backward share (hopper_prelude.cu, covariance_pairs.cu): where they run, and how."""
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 
@@ -12,8 +11,8 @@ from bayesmem.ops.triton.device import limits
 CAPABILITY = (9, 0)  # products of four warps with what lies in shared memory
 KEY_DIMS = (64, 128)  # whole warpgroups
 TOKENS = 64
-MACHINE = ("covariance_prelude.cu", "covariance_wgmma.cu", "hopper_prelude.cu", "covariance_pairs.cu")
-MORE = {  # what a kernel has besides
+MACHINE = ("covariance_prelude.cu", "covariance_wgmma.cu", "hopper_prelude.cu")  # what the GPU gives; tests have others
+MORE = {  # what a kernel has besides covariance_pairs.cu
     "covariance_chain": ("covariance_keys.cu", "covariance_cuts.cu", "covariance_chain_run.cu"),
     "covariance_prepare": ("covariance_inverse.cu",),
     "covariance_tokens": ("covariance_tokens_parts.cu",),
@@ -23,9 +22,9 @@ TOKEN_PLANE = 2 * (8 * TOKENS + 8)  # bytes of 8 numbers of the contraction, a r
 
 
 def files(name: str) -> tuple[str, ...]:
-    """The kernel's source, in order."""
+    """The kernel's source, in order, that follows what the machine gives."""
     source = name.removesuffix("_mend")
-    return (*MACHINE, *MORE.get(source, ()), f"{source}.cu")
+    return ("covariance_pairs.cu", *MORE.get(source, ()), f"{source}.cu")
 
 
 def hopper_settings(key_dim: int, blocks: int, keys: torch.dtype = torch.bfloat16) -> dict[str, int]:
@@ -53,14 +52,10 @@ def fits(key_dim: int, chunk: int, device: torch.device) -> bool:
     return chunk == TOKENS and limits(device).capability == CAPABILITY
 
 
-@lru_cache
-def hopper_kernel(
-    name: str, settings: tuple[tuple[str, int], ...], shared: int, device: int
-) -> Callable[..., None] | None:
+def hopper_kernel(name: str, settings: dict[str, int], shared: int, device: int) -> Callable[..., None] | None:
     """What launches a kernel over so many blocks with its arguments, or ``None`` where it does not compile."""
-    defines = dict(settings)
-    kernel = compiled(name, files(name), defines, device, shared)
+    kernel = compiled(name, (*MACHINE, *files(name)), settings, device, shared)
     if kernel is None:
         return None
-    block = (defines["THREADS"], 1, 1)
+    block = (settings["THREADS"], 1, 1)
     return lambda blocks, args: kernel(grid=(blocks, 1, 1), block=block, args=args, shared_mem=shared)

@@ -6,8 +6,9 @@
 // are contracted along their tokens. Shared memory holds 7/10 of what is read, the gradient of the outputs and dV, the
 // innovations, both states; the gains, queries and keys come into places that are done with.
 //
-// Compiled with: KDIM (64 or 128: K), VDIM (64, 128, 256: V), THREADS (2 KDIM), and what the prelude asks for. Files before it: what the machine gives (covariance_prelude.cu,
-// covariance_wgmma.cu, hopper_prelude.cu), operands (covariance_pairs.cu), and mean_local_parts.cu.
+// Compiled with: KDIM (64 or 128: K), VDIM (64, 128, 256: V), THREADS (2 KDIM), and what the prelude asks for. Files before
+// it: what the machine gives (covariance_prelude.cu, covariance_wgmma.cu, hopper_prelude.cu), operands (covariance_pairs.cu),
+// and mean_local_parts.cu.
 
 GLOBAL mean_local(const HALF *q, const HALF *k, const HALF *written, const float *log_decay, const float *factors,
                   const HALF *innovation, const HALF *means, const HALF *d_out, const HALF *dv, const HALF *d_means, HALF *dq,
@@ -41,7 +42,7 @@ GLOBAL mean_local(const HALF *q, const HALF *k, const HALF *written, const float
   copies_commit();
   bring<VDIM, KDIM>(s.mean[0], means + at * KDIM * VDIM, VDIM, KDIM);
   copies_commit();
-  if (warp == 0) sum_decays(s.sum, decay, lane);
+  if (warp == 0) sum_logs(s.sum[0], s.sum[1], decay, lane);
   copies_wait<1>();
   fence_for_groups();
   sync_all();  // all but the mean is there

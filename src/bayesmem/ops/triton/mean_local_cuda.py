@@ -1,6 +1,7 @@
 """Gradients of the mean pass inside a chunk in CUDA C++, for Hopper (mean_local.cu tells how it works)."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -23,6 +24,7 @@ def shared_bytes(key_dim: int, value: int) -> int:
     return 3 * max(rows, values) + max(state, 2 * rows) + max(state, rows + 2 * square) + 4 * 4 * TOKENS
 
 
+@lru_cache
 def cuda_local(key_dim: int, value: int, chunk: int, device: torch.device) -> Callable[..., None] | None:
     """What launches the kernel over so many chunks and heads with its arguments, or ``None`` where a Triton one is to.
 
@@ -34,5 +36,4 @@ def cuda_local(key_dim: int, value: int, chunk: int, device: torch.device) -> Ca
     """
     if value not in VALUE_DIMS or not fits(key_dim, chunk, device):
         return None
-    kinds = tuple(settings(key_dim, value).items())
-    return hopper_kernel(NAME, kinds, shared_bytes(key_dim, value), device.index)
+    return hopper_kernel(NAME, settings(key_dim, value), shared_bytes(key_dim, value), device.index)

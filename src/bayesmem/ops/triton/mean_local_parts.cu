@@ -1,6 +1,5 @@
 // What threads of mean_local.cu do between its products, and what they share.
 
-#define WARPS (THREADS / 32)
 
 typedef HALF Values[VDIM / 64][64 * TOKENS];  // tokens by values, 64 values after 64
 typedef HALF State[VDIM / 64][64 * KDIM];     // channels by values
@@ -99,35 +98,10 @@ DEVICE void send_rows(HALF *x, const Shared &s, int group, int H) {
   sync_warp();
 }
 
-// Of two neighbours in either of two tiles that a lane and its neighbour have: four of the one tile, or of the other.
-DEVICE void four_of(unsigned four[4], const float *x, const float *y, bool other) {
-  const float one = shuffle_xor(other ? x[0] : y[0], 1), two = shuffle_xor(other ? x[1] : y[1], 1);
-  four[0] = as_bits(other ? one : x[0]), four[1] = as_bits(other ? two : x[1]);
-  four[2] = as_bits(other ? y[0] : one), four[3] = as_bits(other ? y[1] : two);
-}
-
 // Log decays of two tokens a lane of one warp, on their way.
 DEVICE void decays(float x[2], const float *log_decay, int live, int H, int lane) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) fetch(x[i], log_decay + (2ll * lane + i) * H, 2 * lane + i < live);
-}
-
-// Their two sums, whose differences are exact to rounding (ratios.py).
-DEVICE void sum_decays(float (*sum)[TOKENS], const float x[2], int lane) {
-  float part[2][2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) part[0][i] = round_down(x[i] * 256.f + .5f) * .00390625f, part[1][i] = x[i] - part[0][i];
-#pragma unroll
-  for (int which = 0; which < 2; ++which) {
-    float up_to = part[which][0] + part[which][1];
-#pragma unroll
-    for (int step = 1; step < 32; step <<= 1) {
-      const float more = shuffle(up_to, lane - step & 31);
-      if (lane >= step) up_to += more;
-    }
-    const float last = shuffle(up_to, lane - 1 & 31), before = lane ? last : 0.f;
-    store2(sum[which] + 2 * lane, before + part[which][0], before + (part[which][0] + part[which][1]));
-  }
 }
 
 // dA and -dX of this thread, rounded as operands are, from the products; and what stands on the diagonal.
