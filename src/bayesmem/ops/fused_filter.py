@@ -6,14 +6,12 @@ here by name (or, under ``backend="auto"``, left to the chunk form).
 
 import math
 import os
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
 from bayesmem.ops.fused_gains import Evidence, dense_end, dense_gates, dense_start, gains_of
-from bayesmem.ops.fused_noise import gate, log_gate, row
+from bayesmem.ops.fused_noise import gates_of, row
 from bayesmem.ops.triton.device import LARGE_SHARED, limits
 from bayesmem.ops.validate import MEASURED
 from bayesmem.types import Belief, FilterOutput
@@ -90,16 +88,17 @@ def filter_fused(
     is the write key.
     """
     batch, length, heads, value_dim = v.shape
-    wide: dict[str, Any] = {"dtype": torch.float32, "device": q.device}
+    cov = None if belief is None or belief.cov is None else belief.cov.float().contiguous()
+    prior = a.prior_var.float() if isinstance(a.prior_var, Tensor) else a.prior_var
+    gates = gates_of(log_decay, obs_noise, a, prior, v, 0 if cov is not None else k.shape[-1])
     evidence = Evidence(
         q=row(q),
         k=row(k),
         v=row(v),
-        decay=torch.zeros(batch * length, heads, **wide) if log_decay is None else log_gate(log_decay),
-        noise=torch.ones(batch * length, heads, **wide) if obs_noise is None else gate(obs_noise),
-        prior=a.prior_var.float() if isinstance(a.prior_var, Tensor) else a.prior_var,
+        gates=gates,
+        prior=prior,
         mean=None if belief is None else belief.mean.float().contiguous(),
-        cov=None if belief is None or belief.cov is None else belief.cov.float().contiguous(),
+        cov=cov,
         place=(cu_seqlens, batch, chunk or chunk_size(q)),
         sequences=batch if cu_seqlens is None else cu_seqlens.shape[0] - 1,
         want_var="predictive_var" in outputs,
@@ -107,8 +106,7 @@ def filter_fused(
         want_belief="final_belief" in outputs,
         learning=_learning((q, k, v, log_decay, obs_noise), a, belief),
     )
-    by_channel = evidence.decay.ndim == 3
-    if a.covariance != "full" or by_channel:
+    if a.covariance != "full" or gates.decay.ndim == 3:
         found = _by_gains(evidence, a)
     elif length == 1 and cu_seqlens is None and not evidence.learning:
         found = _one_token(evidence, a)
@@ -127,7 +125,7 @@ def _dense(e: Evidence, a: Assumptions) -> _Found:
     gates, cov = dense_gates(e, a), dense_start(e)
     wanted = (e.want_var, e.want_energy, e.learning)
     o, energy, mean, innovation_var, cov, var, *_ = fused.filter_op(
-        e.q, e.k, e.v, e.decay, *gates, e.mean, cov, *e.place, *wanted
+        e.q, e.k, e.v, e.gates.decay, *gates, e.mean, cov, *e.place, *wanted
     )
     return o, var, innovation_var, energy, Belief(mean, dense_end(cov, e))
 
@@ -137,10 +135,10 @@ def _one_token(e: Evidence, a: Assumptions) -> _Found:
     from bayesmem.ops import fused
 
     size = (e.sequences, *e.v.shape[1:2], e.q.shape[-1], e.v.shape[-1])
-    mean = e.decay.new_zeros(size) if e.mean is None else e.mean.clone()
-    cov = dense_start(e) if e.cov is None else e.cov.clone()
+    mean = e.gates.decay.new_zeros(size) if e.mean is None else e.mean.clone()
+    cov = dense_start(e).contiguous() if e.cov is None else e.cov.clone()
     wanted = (None, "full", e.want_var, e.want_energy)
-    o, var, innovation_var, energy = fused.decode_op(e.q, e.k, e.v, e.decay, *dense_gates(e, a), mean, cov, *wanted)
+    o, var, innovation_var, energy = fused.decode_op(e.q, e.k, e.v, e.gates.decay, *dense_gates(e, a), mean, cov, *wanted)
     return o, var, innovation_var, energy, Belief(mean, cov)
 
 
@@ -150,8 +148,8 @@ def _by_gains(e: Evidence, a: Assumptions) -> _Found:
 
     gains = gains_of(e, a)
     k = torch.zeros_like(e.k) if a.write == "latent_input" else e.k
-    mean_op = fused.channel_mean_op if e.decay.ndim == 3 else fused.mean_op
-    o, energy, mean, *_ = mean_op(e.q, k, e.v, gains.gain, e.decay, e.mean, *e.place, e.want_energy)
+    mean_op = fused.channel_mean_op if e.gates.decay.ndim == 3 else fused.mean_op
+    o, energy, mean, *_ = mean_op(e.q, k, e.v, gains.gain, e.gates.decay, e.mean, *e.place, e.want_energy)
     return o, gains.var, gains.innovation_var, energy, Belief(mean, gains.final_cov)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.assumptions import Assumptions
-from bayesmem.ops.fused_noise import channel_noise, scalar_noise
+from bayesmem.ops.fused_noise import Gates, channel_noise, scalar_noise
 from bayesmem.ops.step import symmetric
 
 
@@ -17,8 +17,7 @@ class Evidence(NamedTuple):
         q: queries ``[N, G, K]``.
         k: keys ``[N, G, K]``.
         v: values ``[N, H, V]``.
-        decay: log decay of the mean, ``[N, H]`` or ``[N, H, K]``.
-        noise: observation noise variance, ``[N, H]``.
+        gates: of every token.
         prior: prior variance, a number, ``[H]`` or ``[H, K]``.
         mean: initial ones, ``[S, H, K, V]``; ``None`` is zero.
         cov: initial ones, as the structure carries them; ``None`` is the prior.
@@ -33,8 +32,7 @@ class Evidence(NamedTuple):
     q: Tensor
     k: Tensor
     v: Tensor
-    decay: Tensor
-    noise: Tensor
+    gates: Gates
     prior: Tensor | float
     mean: Tensor | None
     cov: Tensor | None
@@ -67,9 +65,11 @@ def dense_start(e: Evidence) -> Tensor:
     if e.cov is not None:
         return e.cov
     heads, key_dim = e.v.shape[1], e.k.shape[-1]
+    if e.gates.start is not None:
+        return e.gates.start.expand(e.sequences, -1, -1, -1)
     if isinstance(e.prior, Tensor):
         return torch.diag_embed(e.prior[None, :, None].expand(e.sequences, -1, key_dim))
-    start = e.noise.new_zeros(e.sequences, heads, key_dim, key_dim)
+    start = e.gates.noise.new_zeros(e.sequences, heads, key_dim, key_dim)
     start.diagonal(dim1=-2, dim2=-1).fill_(e.prior)
     return start
 
@@ -81,10 +81,13 @@ def dense_end(cov: Tensor, e: Evidence) -> Tensor | None:
 
 def dense_gates(e: Evidence, a: Assumptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log retention, process noise and observation noise ``[N, H]``, and the floor ``[H]``, of a full covariance."""
-    floor = a.obs_noise_floor * e.prior
-    if not isinstance(floor, Tensor):
-        floor = e.noise.new_full(e.v.shape[1:2], floor)
-    return *scalar_noise(a, e.decay, e.prior), e.noise, floor
+    if e.gates.mixed is not None:
+        retention, added, floor = e.gates.mixed
+        return retention, added, e.gates.noise, floor
+    least = a.obs_noise_floor * e.prior
+    if not isinstance(least, Tensor):
+        least = e.gates.noise.new_full(e.v.shape[1:2], least)
+    return *scalar_noise(a, e.gates.decay, e.prior), e.gates.noise, least
 
 
 def gains_of(e: Evidence, a: Assumptions) -> FusedGains:
@@ -93,18 +96,18 @@ def gains_of(e: Evidence, a: Assumptions) -> FusedGains:
 
     heads = e.v.shape[1]
     if a.write == "latent_input":
-        return FusedGains(e.k.repeat_interleave(heads // e.k.shape[1], 1), e.noise)
+        return FusedGains(e.k.repeat_interleave(heads // e.k.shape[1], 1), e.gates.noise)
     if a.covariance == "full":
         query = e.q if e.want_var else None
         passed = fused.covariance_op(e.k, query, *dense_gates(e, a), dense_start(e), *e.place, e.learning)
         gain, innovation_var, final_cov, var, _ = passed
         return FusedGains(gain, innovation_var, var, dense_end(final_cov, e))
-    prior = e.prior if isinstance(e.prior, Tensor) else e.noise.new_full((heads,), e.prior)
+    prior = e.prior if isinstance(e.prior, Tensor) else e.gates.noise.new_full((heads,), e.prior)
     if a.covariance == "reset" and prior.ndim == 1:
-        gain, innovation_var = fused.constant_gain_op(e.k, e.noise, prior)
+        gain, innovation_var = fused.constant_gain_op(e.k, e.gates.noise, prior)
         if not e.want_var:
             return FusedGains(gain, innovation_var)
-        given = (_wide(e.k, heads), prior[:, None], e.noise, gain, innovation_var)
+        given = (_wide(e.k, heads), prior[:, None], e.gates.noise, gain, innovation_var)
         return FusedGains(gain, innovation_var, _reduced_var("reset", _wide(e.q, heads), *given))
     return _elementwise(e, a, prior)
 
@@ -113,19 +116,19 @@ def _elementwise(e: Evidence, a: Assumptions, prior: Tensor) -> FusedGains:
     """Of a variance a channel, or one for all: carried, or constant."""
     from bayesmem.ops import fused
 
-    heads, noise, final_cov = e.v.shape[1], e.noise, None
+    heads, noise, final_cov = e.v.shape[1], e.gates.noise, None
     keys = _wide(e.k, heads)
     if a.covariance != "reset":
         mean_prior = prior if prior.ndim == 1 else prior.mean(-1)
         noise = torch.maximum(noise, a.obs_noise_floor * mean_prior * keys.square().sum(-1))
     if a.covariance == "isotropic":
         start = mean_prior[:, None].expand(e.sequences, heads, 1).contiguous() if e.cov is None else e.cov
-        gates = (*channel_noise(a, e.decay, mean_prior), noise)
+        gates = (*channel_noise(a, e.gates.decay, mean_prior), noise)
         predicted, final_cov = _isotropic_variances(keys, *gates, start, e.place)
     elif a.covariance == "diagonal":
         wide = (prior if prior.ndim == 2 else prior[:, None]).expand(e.sequences, heads, keys.shape[-1])
         start = wide.contiguous() if e.cov is None else e.cov
-        gates = (*channel_noise(a, e.decay, prior), noise)
+        gates = (*channel_noise(a, e.gates.decay, prior), noise)
         predicted, final_cov = fused.diagonal_op(e.k, *gates, start, *e.place)
     else:
         constant = prior if a.covariance == "reset" else a.steady_var.float()  # type: ignore[union-attr]

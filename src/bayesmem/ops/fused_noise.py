@@ -1,10 +1,61 @@
-"""The process noise as the kernels take it: log retention and added variance of every token."""
+"""Gates as the kernels take them: log decay, log retention, process and observation noise of every token, in float32."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bayesmem.ops.assumptions import Additive, Assumptions, PriorMixing
 from bayesmem.ops.normalise import LOG_ZERO
+
+
+class Gates(NamedTuple):
+    """Of N tokens of all sequences in one row.
+
+    Attributes:
+        decay: log decay of the mean, ``[N, H]`` or ``[N, H, K]``.
+        noise: observation noise variance, ``[N, H]``.
+        mixed: of a full covariance under prior mixing by head, log retention and process noise ``[N, H]`` and the least
+            noise ``[H]``.
+        start: with these, the covariance before the first token of any sequence, ``[1, H, K, K]``, unless one is given.
+    """
+
+    decay: Tensor
+    noise: Tensor
+    mixed: tuple[Tensor, Tensor, Tensor] | None = None
+    start: Tensor | None = None
+
+
+def gates_of(
+    log_decay: Tensor | None, obs_noise: Tensor | None, a: Assumptions, prior: Tensor | float, v: Tensor, key_dim: int
+) -> Gates:
+    """Gates of values ``[B, T, H, V]``: all that a full covariance under prior mixing needs in one launch.
+
+    ``key_dim`` is K, where a covariance to start from is wanted, or 0.
+    """
+    noise = a.process_noise
+    if (
+        a.covariance == "full"
+        and isinstance(noise, PriorMixing)
+        and obs_noise is not None
+        and log_decay is not None
+        and log_decay.ndim == 3
+    ):
+        from bayesmem.ops import fused
+
+        retained = None if noise.log_retention is None else noise.log_retention.contiguous()
+        held, number = (prior.contiguous(), 1.0) if isinstance(prior, Tensor) else (None, prior)
+        given = (log_decay.contiguous(), retained, obs_noise.contiguous(), held, number, a.obs_noise_floor, key_dim)
+        decay, retention, added, observed, floor, start = fused.gates_op(*given)
+        return Gates(decay, observed, (retention, added, floor), start if key_dim else None)
+    batch, length, heads, _ = v.shape
+    if log_decay is None:
+        decay = v.new_zeros(batch * length, heads, dtype=torch.float32)
+    else:
+        decay = log_gate(log_decay)
+    if obs_noise is None:
+        return Gates(decay, v.new_ones(batch * length, heads, dtype=torch.float32))
+    return Gates(decay, gate(obs_noise))
 
 
 def row(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ struct Arguments {
   unsigned short *gain_low;
   float *innovation_var, *checkpoint, *final, *edge;
   int *count;
-  int H, G, steps_a_chunk, segments;
+  int H, G, steps_a_chunk, segments, initial_stride;
 };
 static const Arguments *given;
 
@@ -21,7 +21,7 @@ static void kernel() {
 #endif
                      (const KEY *)x.k, x.log_retention, x.process_noise, x.obs_noise, x.floor, x.initial, x.seq_start,
                      x.chunk_first, x.gain, x.gain_low, x.innovation_var, x.checkpoint, x.final, x.edge,
-                     x.count, x.H, x.G, x.steps_a_chunk, x.segments);
+                     x.count, x.H, x.G, x.steps_a_chunk, x.segments, x.initial_stride);
 }
 
 extern "C" void launch(const Arguments *arguments, int blocks) {

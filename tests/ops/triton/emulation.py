@@ -18,7 +18,7 @@ from bayesmem.ops.triton.spans import Spans
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++") or shutil.which("clang++")
-POINTERS, SIZES = 15, ("H", "G", "steps_a_chunk", "segments")
+POINTERS, SIZES = 15, ("H", "G", "steps_a_chunk", "segments", "initial_stride")
 
 
 class Arguments(ctypes.Structure):
@@ -75,12 +75,13 @@ def emulated_forward(
         torch.full((spans.chunks if keep else 0, heads, key_dim, key_dim), nan),
         torch.full((spans.sequences, heads, key_dim, key_dim), nan),
     )
+    initial_cov, stride = covariance_cuda.laid_out(initial_cov)
     given = (k, log_retention, process_noise, obs_noise, floor, initial_cov, spans.seq_start, spans.chunk_first)
     second = low if low is not None else gain if halved else gain.new_empty(0)
     chains = spans.sequences * heads
     tensors = [x.contiguous() for x in (*given, gain, second, *outputs, *cut_room(k, chains, segments))]
     expected = covariance_cuda.shared_bytes(covariance_cuda.settings(key_dim, k.dtype, cluster, together))
-    sizes = (heads, groups, spans.chunk_size // 16 if keep else 0, segments)
+    sizes = (heads, groups, spans.chunk_size // 16 if keep else 0, segments, stride)
     for mend in (False, True)[: 1 if segments == 1 else 2]:
         library = compiled(folder, key_dim, k.dtype, cluster, together, mend, nats)
         ctypes.c_int.in_dll(library, "backwards").value = int(backwards)

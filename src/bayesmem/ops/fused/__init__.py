@@ -11,6 +11,7 @@ from bayesmem.ops.fused.covariance import covariance_op
 from bayesmem.ops.fused.decode import decode_op
 from bayesmem.ops.fused.diagonal import diagonal_op
 from bayesmem.ops.fused.filter import filter_op
+from bayesmem.ops.fused.gates import gates_op
 from bayesmem.ops.fused.isotropic import isotropic_op
 from bayesmem.ops.fused.mean import mean_op
 from bayesmem.ops.triton.decode import decode_step
@@ -24,6 +25,7 @@ __all__ = [
     "decode_step",
     "diagonal_op",
     "filter_op",
+    "gates_op",
     "isotropic_op",
     "mean_op",
     "solve_chunks",

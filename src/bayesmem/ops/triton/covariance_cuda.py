@@ -138,7 +138,8 @@ def cuda_forward(
     ``gain`` and the last three tensors are filled (if not empty). Gains are a pair of keys of bfloat16 alone.
     """
     (_, groups, key_dim), heads = k.shape, log_retention.shape[1]
-    tensors = [k, log_retention, process_noise, obs_noise, floor, initial_cov.contiguous()]
+    initial_cov, stride = laid_out(initial_cov)
+    tensors = [k, log_retention, process_noise, obs_noise, floor, initial_cov]
     high, low = gain
     if low is None:  # the kernel is told of high halves alone by their own address, of float32 by none
         low = high if high.dtype == torch.bfloat16 else high.new_empty(0)
@@ -146,7 +147,7 @@ def cuda_forward(
     if segments > 1 and _kernel(key_dim, k.dtype, cluster, k.device.index, True) is None:
         segments = 1
     outputs = [high, low, innovation_var, checkpoints, final_cov, *cut_room(k, chains, segments)]
-    sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0, segments)
+    sizes = (heads, groups, spans.chunk_size // 16 if len(checkpoints) else 0, segments, stride)
     for mend in (False, True)[: 1 if segments == 1 else 2]:
         found = _kernel(key_dim, k.dtype, cluster, k.device.index, mend)
         assert found is not None  # of ``chosen_cluster``
@@ -157,3 +158,10 @@ def cuda_forward(
             args=[*tensors, spans.seq_start, spans.chunk_first, *outputs, *sizes],
             shared_mem=shared,
         )
+
+
+def laid_out(initial_cov: Tensor) -> tuple[Tensor, int]:
+    """Initial covariances as the kernel reads them, and how far one sequence's lie from the next: 0 where all share."""
+    if initial_cov.stride(0) == 0:
+        return initial_cov[:1].contiguous(), 0
+    return initial_cov.contiguous(), initial_cov[0].numel()

@@ -56,7 +56,7 @@ GLOBAL covariance_forward(
     const KEY *k, const float *log_retention, const float *process_noise, const float *obs_noise, const float *floor,
     const float *initial, const int *seq_start, const int *chunk_first, float *gain, unsigned short *gain_low,
     float *innovation_var, float *checkpoint, float *final, float *edge, int *count, int H, int G, int steps_a_chunk,
-    int segments) {
+    int segments, int initial_stride) {
   SHARED_MEMORY(Shared, s);
   if (CLUSTER > 1) sync_all();  // all blocks have begun: their shared memory is there
   const int chain = MEND ? BLOCK : BLOCK / CLUSTER / segments, sequence = chain / H, head = chain % H;
@@ -81,7 +81,8 @@ GLOBAL covariance_forward(
                      steps_a_chunk, H * K * K};
   do {
     if (THREAD == 0)
-      set_run(s.run, s.cuts, at, segment, start, length, initial + chain * square, final + chain * square);
+      set_run(s.run, s.cuts, at, segment, start, length, initial + (long long)sequence * initial_stride + head * square,
+              final + chain * square);
     sync_all();
     const long long own = s.run.start * H + head;
     if (THREAD < 32 * OWN_WARPS)
