@@ -6,6 +6,7 @@ here by name (or, under ``backend="auto"``, left to the chunk form).
 
 import math
 import os
+
 import torch
 from torch import Tensor
 
@@ -91,10 +92,12 @@ def filter_fused(
     cov = None if belief is None or belief.cov is None else belief.cov.float().contiguous()
     prior = a.prior_var.float() if isinstance(a.prior_var, Tensor) else a.prior_var
     gates = gates_of(log_decay, obs_noise, a, prior, v, 0 if cov is not None else k.shape[-1])
+    dense = a.covariance == "full" and gates.decay.ndim == 2
+    lay = torch.Tensor.contiguous if dense and length > 1 else row
     evidence = Evidence(
-        q=row(q),
-        k=row(k),
-        v=row(v),
+        q=lay(q),
+        k=lay(k),
+        v=lay(v),
         gates=gates,
         prior=prior,
         mean=None if belief is None else belief.mean.float().contiguous(),
@@ -106,7 +109,7 @@ def filter_fused(
         want_belief="final_belief" in outputs,
         learning=_learning((q, k, v, log_decay, obs_noise), a, belief),
     )
-    if a.covariance != "full" or gates.decay.ndim == 3:
+    if not dense:
         found = _by_gains(evidence, a)
     elif length == 1 and cu_seqlens is None and not evidence.learning:
         found = _one_token(evidence, a)
@@ -116,7 +119,7 @@ def filter_fused(
 
 
 # o, predictive variance, innovation variance, squared innovations, last belief.
-_Found = tuple[Tensor, Tensor | None, Tensor, Tensor, Belief]
+_Found = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Belief]
 
 
 def _dense(e: Evidence, a: Assumptions) -> _Found:
@@ -138,7 +141,9 @@ def _one_token(e: Evidence, a: Assumptions) -> _Found:
     mean = e.gates.decay.new_zeros(size) if e.mean is None else e.mean.clone()
     cov = dense_start(e).contiguous() if e.cov is None else e.cov.clone()
     wanted = (None, "full", e.want_var, e.want_energy)
-    o, var, innovation_var, energy = fused.decode_op(e.q, e.k, e.v, e.gates.decay, *dense_gates(e, a), mean, cov, *wanted)
+    o, var, innovation_var, energy = fused.decode_op(
+        e.q, e.k, e.v, e.gates.decay, *dense_gates(e, a), mean, cov, *wanted
+    )
     return o, var, innovation_var, energy, Belief(mean, cov)
 
 
@@ -167,22 +172,25 @@ def _output(
     o: Tensor,
     var: Tensor | None,
     innovation_var: Tensor,
-    energy: Tensor,
+    energy: Tensor | None,
     last: Belief,
     value_dim: int,
     gates: tuple[int, int, int],
     outputs: tuple[str, ...],
 ) -> FilterOutput:
     """What was asked for, back in ``[B, T, H]``."""
-    evidence = None
-    if "log_evidence" in outputs:
-        spread = (2 * math.pi * innovation_var).log()
-        evidence = (-0.5 * (value_dim * spread + energy / innovation_var)).view(gates)
+    evidence = share = None
+    if energy is not None:
+        if "log_evidence" in outputs:
+            spread = (2 * math.pi * innovation_var).log()
+            evidence = (-0.5 * (value_dim * spread + energy / innovation_var)).view(gates)
+        if "innovation_energy" in outputs:
+            share = (energy / innovation_var / value_dim).view(gates)
     return FilterOutput(
         o.view(*gates, value_dim),
         var.view(gates) if "predictive_var" in outputs and var is not None else None,
         evidence,
         last if "final_belief" in outputs else None,
         innovation_var.view(gates) if "innovation_var" in outputs else None,
-        (energy / innovation_var / value_dim).view(gates) if "innovation_energy" in outputs else None,
+        share,
     )

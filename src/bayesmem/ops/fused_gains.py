@@ -14,7 +14,8 @@ class Evidence(NamedTuple):
     """N tokens of all sequences in one row.
 
     Attributes:
-        q: queries ``[N, G, K]``.
+        q: queries ``[N, G, K]``; where the covariance is full and decays are by head, ``[B, T, G, K]`` as they came,
+            and so the next two.
         k: keys ``[N, G, K]``.
         v: values ``[N, H, V]``.
         gates: of every token.
@@ -64,7 +65,7 @@ def dense_start(e: Evidence) -> Tensor:
     """The full covariance before the first token, ``[S, H, K, K]``."""
     if e.cov is not None:
         return e.cov
-    heads, key_dim = e.v.shape[1], e.k.shape[-1]
+    heads, key_dim = e.v.shape[-2], e.k.shape[-1]
     if e.gates.start is not None:
         return e.gates.start.expand(e.sequences, -1, -1, -1)
     if isinstance(e.prior, Tensor):
@@ -86,7 +87,7 @@ def dense_gates(e: Evidence, a: Assumptions) -> tuple[Tensor, Tensor, Tensor, Te
         return retention, added, e.gates.noise, floor
     least = a.obs_noise_floor * e.prior
     if not isinstance(least, Tensor):
-        least = e.gates.noise.new_full(e.v.shape[1:2], least)
+        least = e.gates.noise.new_full(e.v.shape[-2:-1], least)
     return *scalar_noise(a, e.gates.decay, e.prior), e.gates.noise, least
 
 

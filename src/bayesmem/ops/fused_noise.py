@@ -1,4 +1,4 @@
-"""Gates as the kernels take them: log decay, log retention, process and observation noise of every token, in float32."""
+"""Gates as the kernels take them: log decay and retention, process and observation noise of every token, in float32."""
 
 from typing import NamedTuple
 
@@ -49,13 +49,9 @@ def gates_of(
         decay, retention, added, observed, floor, start = fused.gates_op(*given)
         return Gates(decay, observed, (retention, added, floor), start if key_dim else None)
     batch, length, heads, _ = v.shape
-    if log_decay is None:
-        decay = v.new_zeros(batch * length, heads, dtype=torch.float32)
-    else:
-        decay = log_gate(log_decay)
-    if obs_noise is None:
-        return Gates(decay, v.new_ones(batch * length, heads, dtype=torch.float32))
-    return Gates(decay, gate(obs_noise))
+    size, wide = (batch * length, heads), torch.float32
+    decay = v.new_zeros(size, dtype=wide) if log_decay is None else log_gate(log_decay)
+    return Gates(decay, v.new_ones(size, dtype=wide) if obs_noise is None else gate(obs_noise))
 
 
 def row(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def channel_mean_op(
     batch: int,
     chunk: int,
     want_energy: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The error-correcting write and the read-out, for any gains: ``mean_op`` with decays per channel.
 
     Args:
@@ -37,7 +37,7 @@ def channel_mean_op(
         want_energy: whether the squared innovations are asked for.
 
     Returns:
-        o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (empty where not asked for), final mean, and what the backward
+        o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (where asked for), final mean, and what the backward
         pass starts from: solved triangular systems and scores of every chunk, innovations, and the mean before every
         chunk.
     """
@@ -45,7 +45,7 @@ def channel_mean_op(
     o, energy, final_mean, saved = channel_forward(
         q, k, v, gain, log_decay, initial_mean, spans, want_energy, precision_of(q)
     )
-    return o, log_decay.new_empty(0) if energy is None else energy, final_mean, *saved  # type: ignore[return-value]
+    return o, energy, final_mean, *saved  # type: ignore[return-value]
 
 
 @channel_mean_op.register_fake
@@ -54,7 +54,7 @@ def _(q, k, v, gain, log_decay, initial_mean, cu_seqlens, batch, chunk, want_ene
     packed = cu_seqlens is not None
     sequences = cu_seqlens.shape[0] - 1 if packed else batch
     chunks = chunk_count(tokens, sequences, chunk, packed)
-    energy = log_decay.new_empty(tokens, heads) if want_energy else log_decay.new_empty(0)
+    energy = log_decay.new_empty(tokens, heads) if want_energy else None
     final_mean = log_decay.new_empty(sequences, heads, key_dim, value_dim)
     solve, means = q.new_empty(chunks, heads, chunk, chunk), q.new_empty(chunks, heads, key_dim, value_dim)
     return torch.empty_like(v), energy, final_mean, solve, torch.empty_like(solve), torch.empty_like(v), means

@@ -15,10 +15,10 @@ Gates = tuple[Tensor, Tensor, Tensor, Tensor]  # log retention, process noise, o
 
 def predictive_var(
     q: Tensor | None, gain: Tensor, innovation_var: Tensor, checkpoints: Tensor, gates: Gates, spans: Spans
-) -> Tensor:
-    """Of every read, ``[N, H]``, from what the covariance pass gave; empty where there is no ``q``."""
+) -> Tensor | None:
+    """Of every read, ``[N, H]``, from what the covariance pass gave; none where there is no ``q``."""
     if q is None:
-        return innovation_var.new_empty(0)
+        return None
     return variance_forward(q, gain, innovation_var, checkpoints, *gates[:2], spans, "tf32x3")
 
 
@@ -35,7 +35,7 @@ def covariance_op(
     batch: int,
     chunk: int,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
     """The exact dense covariance through all tokens.
 
     Args:
@@ -53,7 +53,7 @@ def covariance_op(
 
     Returns:
         gain ``[N, H, K]``, innovation variance ``[N, H]``, final covariance (symmetric but for rounding), predictive
-        variance ``[N, H]`` (empty where not asked for), and the covariance before every chunk (none where they are not
+        variance ``[N, H]`` (where asked for), and the covariance before every chunk (none where they are not
         kept).
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
@@ -71,7 +71,7 @@ def _(k, q, log_retention, process_noise, obs_noise, floor, initial_cov, cu_seql
     kept = keep or q is not None
     chunks = chunk_count(tokens, sequences, chunk, cu_seqlens is not None) if kept else 0
     gain = log_retention.new_empty(tokens, heads, key_dim)
-    var = gain.new_empty(0) if q is None else torch.empty_like(log_retention)
+    var = None if q is None else torch.empty_like(log_retention)
     checkpoints = gain.new_empty(chunks, heads, key_dim, key_dim)
     return gain, torch.empty_like(log_retention), torch.empty_like(initial_cov), var, checkpoints
 
@@ -95,8 +95,8 @@ def covariance_backward_op(
     cu_seqlens: Tensor | None,
     batch: int,
     chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of k, q (empty without ``dvar``), the gates, the floor and the initial covariance."""
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of k, q (with ``dvar``), the gates, the floor and the initial covariance."""
     dk, dq, *gates, d_initial_cov = covariance_backward(
         k,
         q,
@@ -115,13 +115,13 @@ def covariance_backward_op(
         d_final_cov,
         pairs_of(k),
     )
-    return grouped(dk, k), k.new_empty(0) if dq is None else grouped(dq, k), *gates, d_initial_cov  # type: ignore[return-value]
+    return grouped(dk, k), None if dq is None else grouped(dq, k), *gates, d_initial_cov  # type: ignore[return-value]
 
 
 @covariance_backward_op.register_fake
 def _(dgain, dinnovation_var, dvar, d_final_cov, gain, innovation_var, final_cov, checkpoints, k, q, *rest):  # type: ignore[no-untyped-def]
     log_retention, floor = rest[0], rest[3]
-    dq = k.new_empty(0) if dvar is None or q is None else torch.empty_like(q)
+    dq = None if dvar is None or q is None else torch.empty_like(q)
     gates = (torch.empty_like(log_retention) for _ in range(3))
     return torch.empty_like(k), dq, *gates, torch.empty_like(floor), torch.empty_like(final_cov)
 

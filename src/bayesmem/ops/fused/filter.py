@@ -10,7 +10,7 @@ from torch import Tensor
 from bayesmem.ops.fused.covariance import covariance_op, predictive_var
 from bayesmem.ops.fused.mean import mean_op, returned
 from bayesmem.ops.fused.operator import operator
-from bayesmem.ops.fused.tables import grouped, pairs_of, precision_of, spans_at, whole
+from bayesmem.ops.fused.tables import given_of, grouped, pairs_of, precision_of, rows, spans_at, whole
 from bayesmem.ops.triton.covariance_backward import covariance_backward
 from bayesmem.ops.triton.covariance_forward import covariance_forward
 from bayesmem.ops.triton.mean_backward import mean_backward
@@ -37,15 +37,15 @@ def filter_op(
     keep: bool,
 ) -> tuple[
     Tensor,
+    Tensor | None,
     Tensor,
     Tensor,
     Tensor,
+    Tensor | None,
     Tensor,
+    Tensor | None,
     Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
-    Tensor,
+    Tensor | None,
     Tensor,
     Tensor,
     Tensor,
@@ -55,9 +55,9 @@ def filter_op(
     """Covariance, gains, mean and read-out.
 
     Args:
-        q: queries ``[N, G, K]``.
-        k: keys ``[N, G, K]``.
-        v: values ``[N, H, V]``.
+        q: queries ``[..., G, K]``, N of them; the axes before as they come.
+        k: keys, likewise.
+        v: values ``[..., H, V]``, likewise.
         log_decay: of the mean, ``[N, H]`` float32, as the next three.
         log_retention: of the covariance.
         process_noise: isotropic, added after the retention.
@@ -73,11 +73,12 @@ def filter_op(
         keep: whether a backward pass may follow.
 
     Returns:
-        o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (empty where not asked for), final mean, innovation variance
-        ``[N, H]``, final covariance (symmetric but for rounding), predictive variance ``[N, H]`` (likewise); and, for
-        the backward pass, the gain, its low half (empty where it is float32, or none may follow), the covariance before
-        every chunk, and the last six of ``mean_op``.
+        o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (where asked for), final mean, innovation variance ``[N, H]``,
+        final covariance (symmetric but for rounding), predictive variance ``[N, H]`` (where asked for); and, for the
+        backward pass, the gain, its low half (not where it is float32, or none may follow), the covariance before every
+        chunk, and the last six of ``mean_op``.
     """
+    q, k, v = (rows(x) for x in (q, k, v))
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
     gates = (log_retention, process_noise, obs_noise, floor)
     kept, halved, prec = keep or want_var, _halved(k, want_var), precision_of(q)
@@ -86,7 +87,6 @@ def filter_op(
     mean = mean_forward(q, k, v, gain, log_decay, initial_mean, spans, want_energy, prec)
     var = predictive_var(q if want_var else None, gain, innovation_var, checkpoints, gates, spans)
     o, energy, final_mean, *saved = returned(mean, gain)
-    low = gain.new_empty(0) if low is None else low
     return o, energy, final_mean, innovation_var, final_cov, var, gain, low, checkpoints, *saved  # type: ignore[return-value]
 
 
@@ -100,11 +100,12 @@ def _halved(k: Tensor, want_var: bool) -> bool:
 
 @filter_op.register_fake
 def _(q, k, v, log_decay, log_retention, process_noise, obs_noise, floor, initial_mean, initial_cov, *rest):  # type: ignore[no-untyped-def]
+    q, k, v = (rows(x) for x in (q, k, v))
     *place, want_var, want_energy, keep = rest
     gates = (log_retention, process_noise, obs_noise, floor)
     gain, spread, cov, var, checkpoints = covariance_op(k, q if want_var else None, *gates, initial_cov, *place, keep)
     gain = torch.empty_like(gain, dtype=k.dtype) if _halved(k, want_var) else gain
-    low = torch.empty_like(gain) if _halved(k, want_var) and keep else gain.new_empty(0)
+    low = torch.empty_like(gain) if _halved(k, want_var) and keep else None
     o, energy, final_mean, *saved = mean_op(q, k, v, gain, log_decay, initial_mean, *place, want_energy)
     return o, energy, final_mean, spread, cov, var, gain, low, checkpoints, *saved
 
@@ -113,7 +114,7 @@ def _context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     *given, initial_mean, _, cu_seqlens, ctx.batch, ctx.chunk, _, _, _ = inputs
     ctx.has_initial = initial_mean is not None
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[6:])
+    ctx.mark_non_differentiable(*given_of(output[6:]))
     ctx.save_for_backward(*given, cu_seqlens, output[3], output[4], *output[6:])
 
 
@@ -137,9 +138,9 @@ def filter_backward_op(
     innovation_var: Tensor,
     final_cov: Tensor,
     gain: Tensor,
-    low: Tensor,
+    low: Tensor | None,
     checkpoints: Tensor,
-    written: Tensor,
+    written: Tensor | None,
     solve: Tensor,
     scores: Tensor,
     factors: Tensor,
@@ -147,10 +148,15 @@ def filter_backward_op(
     means: Tensor,
     batch: int,
     chunk: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, the decay, the three other gates, the floor, the initial mean and covariance."""
+    want_floor: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """Gradients of q, k, v, the decay, the three other gates, the floor, the initial mean and covariance.
+
+    That of the floor is there where it is asked for.
+    """
+    shapes, (q, k, v) = (q.shape, k.shape, v.shape), (rows(x) for x in (q, k, v))
     spans, prec = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device), precision_of(q)
-    saved = (gain if gain.dtype == k.dtype else written, solve, scores, factors, innovation, means)
+    saved = (gain if written is None or gain.dtype == k.dtype else written, solve, scores, factors, innovation, means)
     given = (saved, spans, do, d_energy, d_final_mean, prec, torch.float32)
     dq, dk, dv, dgain, d_decay, d_mean = mean_backward(q, k, v, log_decay, *given)
     query = None if dvar is None else q
@@ -158,26 +164,30 @@ def filter_backward_op(
     gates = (log_retention, process_noise, obs_noise, floor)
     gradients = (dgain, d_innovation_var, dvar, d_final_cov)
     kept = (k, query, pair, innovation_var, checkpoints, final_cov, *gates, spans)
-    dk, more_q, *d_gates, d_cov = covariance_backward(*kept, *gradients, pairs_of(k), dk=dk)
+    dk, more_q, *d_gates, d_floor, d_cov = covariance_backward(
+        *kept, *gradients, pairs_of(k), dk=dk, want_floor=want_floor
+    )
     dq = grouped(dq if more_q is None else dq + more_q, q)
-    return dq, grouped(dk, k), dv, d_decay, *d_gates, d_mean, d_cov  # type: ignore[return-value]
+    streams = (x.view(shape) for x, shape in zip((dq, grouped(dk, k), dv), shapes, strict=True))
+    return *streams, d_decay, *d_gates, d_floor, d_mean, d_cov  # type: ignore[return-value]
 
 
 @filter_backward_op.register_fake
 def _(do, d_energy, d_final_mean, d_innovation_var, d_final_cov, dvar, q, k, v, log_decay, *rest):  # type: ignore[no-untyped-def]
-    floor, final_cov = rest[3], rest[6]
+    final_cov, d_floor = rest[6], torch.empty_like(rest[3]) if rest[-1] else None
     d_mean = log_decay.new_empty(*final_cov.shape[:-1], v.shape[-1])
     streams, gates = (torch.empty_like(x) for x in (q, k, v)), (torch.empty_like(log_decay) for _ in range(4))
-    return *streams, *gates, torch.empty_like(floor), d_mean, torch.empty_like(final_cov)
+    return *streams, *gates, d_floor, d_mean, torch.empty_like(final_cov)
 
 
 def _gradient(ctx, do, d_energy, d_final_mean, d_innovation_var, d_final_cov, dvar, *_):  # type: ignore[no-untyped-def]
     saved = ctx.saved_tensors
-    do = torch.zeros_like(saved[2]) if do is None else do.contiguous()
+    do = torch.zeros_like(rows(saved[2])) if do is None else do.contiguous()
     dvar = dvar if dvar is not None and dvar.numel() else None  # of what was not asked for
     given = (whole(x) for x in (d_energy, d_final_mean, d_innovation_var, d_final_cov, dvar))
-    *found, d_mean, d_cov = filter_backward_op(do, *given, *saved, ctx.batch, ctx.chunk)
-    return *found, d_mean if ctx.has_initial else None, d_cov, *(None,) * 6
+    want_floor = ctx.needs_input_grad[7]
+    *found, d_floor, d_mean, d_cov = filter_backward_op(do, *given, *saved, ctx.batch, ctx.chunk, want_floor)
+    return *found, d_floor if want_floor else None, d_mean if ctx.has_initial else None, d_cov, *(None,) * 6
 
 
-filter_op.register_autograd(_gradient, _context)
+filter_op.register_autograd(_gradient, _context, 6)

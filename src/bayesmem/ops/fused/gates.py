@@ -56,18 +56,17 @@ def _backward_op(
     retention: Tensor,
     noise_dtype: torch.dtype,
     prior_var: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of both logs (the second empty where none was given), the noise, and of the prior by the third."""
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Gradients of both logs (of the second where it was given), the noise, and of the prior by the third."""
     gradients = (d_decay, d_retention, d_added, d_noise)
     given = (log_decay, log_retention, noise_dtype, prior, prior_var, retention)
-    found = kernels.gates_backward(gradients, *given)
-    return tuple(retention.new_empty(0) if x is None else x for x in found)  # type: ignore[return-value]
+    return kernels.gates_backward(gradients, *given)
 
 
 @_backward_op.register_fake
 def _(d_decay, d_retention, d_added, d_noise, log_decay, log_retention, prior, retention, noise_dtype, prior_var):  # type: ignore[no-untyped-def]
-    d_log_retention = retention.new_empty(0) if log_retention is None else torch.empty_like(log_retention)
-    d_prior = retention.new_empty(0) if prior is None or d_added is None else torch.empty_like(prior)
+    d_log_retention = None if log_retention is None else torch.empty_like(log_retention)
+    d_prior = None if prior is None or d_added is None else torch.empty_like(prior)
     d_log_decay = torch.empty_like(log_decay)
     return d_log_decay, d_log_retention, torch.empty_like(log_decay, dtype=noise_dtype), d_prior
 
@@ -87,7 +86,7 @@ def _gradient(ctx, d_decay, d_retention, d_added, d_noise, d_floor, d_start):  #
     place = (log_decay, log_retention, prior, retention, ctx.noise_dtype, ctx.prior_var)
     d_log_decay, d_log_retention, d_obs_noise, d_prior = _backward_op(*gradients, *place)
     if prior is not None:
-        d_prior = d_prior if d_prior.numel() else torch.zeros_like(prior)
+        d_prior = torch.zeros_like(prior) if d_added is None else d_prior
         if d_floor is not None:
             d_prior = d_prior + ctx.ratio * d_floor
         if d_start is not None and d_start.numel():

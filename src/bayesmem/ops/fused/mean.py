@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from bayesmem.ops.fused.operator import operator
-from bayesmem.ops.fused.tables import chunk_count, grouped, precision_of, spans_at, whole
+from bayesmem.ops.fused.tables import chunk_count, given_of, grouped, precision_of, spans_at, whole
 from bayesmem.ops.triton.mean_backward import mean_backward
 from bayesmem.ops.triton.mean_forward import mean_forward
 
@@ -21,7 +21,7 @@ def mean_op(
     batch: int,
     chunk: int,
     want_energy: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The error-correcting write and the read-out, for any gains.
 
     Args:
@@ -37,8 +37,8 @@ def mean_op(
         want_energy: whether the squared innovations are asked for.
 
     Returns:
-        o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (empty where not asked for), final mean, and what the backward
-        pass starts from: gains in the dtype of the streams (empty where they came in it), solved triangular systems,
+        o ``[N, H, V]``, ``|innovation|^2`` ``[N, H]`` (where asked for), final mean, and what the backward
+        pass starts from: gains in the dtype of the streams (not where they came in it), solved triangular systems,
         scores and decays of every chunk, innovations, and the mean before every chunk.
     """
     spans = spans_at(k.shape[0], cu_seqlens, batch, chunk, k.device)
@@ -46,11 +46,10 @@ def mean_op(
     return returned(made, gain)  # type: ignore[return-value]
 
 
-def returned(made: tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]], gain: Tensor) -> tuple[Tensor, ...]:
-    """What ``mean_forward`` gave as an operator returns it: tensors, of which none came in."""
+def returned(made: tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, ...]], gain: Tensor) -> tuple[Tensor | None, ...]:
+    """What ``mean_forward`` gave as an operator returns it: nothing that came in."""
     o, energy, final_mean, (written, *rest) = made
-    written = gain.new_empty(0) if written is gain else written
-    return o, final_mean.new_empty(0) if energy is None else energy, final_mean, written, *rest
+    return o, energy, final_mean, None if written is gain else written, *rest
 
 
 @mean_op.register_fake
@@ -59,11 +58,11 @@ def _(q, k, v, gain, log_decay, initial_mean, cu_seqlens, batch, chunk, want_ene
     packed = cu_seqlens is not None
     sequences = cu_seqlens.shape[0] - 1 if packed else batch
     chunks = chunk_count(tokens, sequences, chunk, packed)
-    energy = torch.empty_like(log_decay) if want_energy else log_decay.new_empty(0)
+    energy = torch.empty_like(log_decay) if want_energy else None
     final_mean = log_decay.new_empty(sequences, heads, key_dim, value_dim)
     solve, means = q.new_empty(chunks, heads, chunk, chunk), q.new_empty(chunks, heads, key_dim, value_dim)
     factors = log_decay.new_empty(chunks, heads, 2, chunk)
-    written = gain.new_empty(0) if gain.dtype == k.dtype else torch.empty_like(gain, dtype=k.dtype)
+    written = None if gain.dtype == k.dtype else torch.empty_like(gain, dtype=k.dtype)
     return (
         torch.empty_like(v),
         energy,
@@ -118,7 +117,7 @@ def _mean_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     q, k, v, gain, log_decay, initial_mean, cu_seqlens, ctx.batch, ctx.chunk, _ = inputs
     ctx.has_initial, ctx.gain_dtype = initial_mean is not None, gain.dtype
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[3:])
+    ctx.mark_non_differentiable(*given_of(output[3:]))
     written = gain if gain.dtype == k.dtype else output[3]
     ctx.save_for_backward(q, k, v, log_decay, written, *output[4:], cu_seqlens)
 

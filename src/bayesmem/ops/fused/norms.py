@@ -32,14 +32,13 @@ def _(x, gate, weight, eps, act, dtype):  # type: ignore[no-untyped-def]
 @operator("bayesmem::norm_backward")
 def _norm_backward_op(
     x: Tensor, gate: Tensor | None, weight: Tensor | None, eps: float, act: str | None, dy: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dgate, dweight = kernels.norm_backward(x, gate, weight, eps, act, False, dy, None)
-    return dx, *(x.new_empty(0) if part is None else part for part in (dgate, dweight))  # type: ignore[return-value]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    return kernels.norm_backward(x, gate, weight, eps, act, False, dy, None)
 
 
 @_norm_backward_op.register_fake
 def _(x, gate, weight, eps, act, dy):  # type: ignore[no-untyped-def]
-    return torch.empty_like(x), *(x.new_empty(0) if part is None else torch.empty_like(part) for part in (gate, weight))
+    return torch.empty_like(x), *(None if part is None else torch.empty_like(part) for part in (gate, weight))
 
 
 def _norm_context(ctx, inputs, output):  # type: ignore[no-untyped-def]

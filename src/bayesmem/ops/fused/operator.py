@@ -6,15 +6,17 @@ itself, or to one ``torch.autograd.Function`` around it. ``torch.compile``, ``to
 subclasses and every dispatch mode (fake tensors, selective checkpointing, counters) meet the operator as before.
 """
 
+import inspect
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-PLAIN = (Tensor, Parameter)
+PLAIN = frozenset({Tensor, Parameter, int, float, bool, str, torch.dtype, type(None)})  # no tensor of another class
 
 
 class Operator:
@@ -22,25 +24,29 @@ class Operator:
 
     Args:
         name: with its namespace.
-        run: of tensors, numbers and ``None``, annotated, which changes none of them and returns none of them.
+        run: of tensors, numbers and ``None``, annotated, which changes none of them and returns none of them. What was
+            not asked for it may return as ``None``: so eager callers get it, and others an empty tensor in its place.
     """
 
     def __init__(self, name: str, run: Callable[..., Any]):
-        self.dispatched = torch.library.custom_op(name, run, mutates_args=())
+        self.dispatched = torch.library.custom_op(name, _filled(run), mutates_args=())
         self.run = run
         self.function: Any = None
         self.__doc__ = run.__doc__
 
     def register_fake(self, fake: Callable[..., Any]) -> Callable[..., Any]:
         """Shapes and dtypes of what comes out, for tracers."""
-        return self.dispatched.register_fake(fake)
+        return self.dispatched.register_fake(_filled(fake))
 
-    def register_autograd(self, gradient: Callable[..., Any], context: Callable[..., None]) -> None:
+    def register_autograd(
+        self, gradient: Callable[..., Any], context: Callable[..., None], kept: int | None = None
+    ) -> None:
         """Give it first derivatives; second ones are refused where they are asked for.
 
         Args:
             gradient: of ``ctx`` and the gradients of all that ``run`` returns, as of ``torch.autograd.Function``.
             context: of ``ctx``, inputs and output; keeps what ``gradient`` needs.
+            kept: how many outputs eager callers get of those that have a gradient; the rest are for ``gradient`` alone.
         """
         backward = _once(gradient, self.run.__name__)
         self.dispatched.register_autograd(backward, setup_context=context)
@@ -49,7 +55,7 @@ class Operator:
         def forward(ctx: Any, *args: Any) -> Any:
             output = self.run(*args)
             context(ctx, args, output)
-            return output
+            return output if kept is None else output[:kept]
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         self.function = type(self.run.__name__, (torch.autograd.Function,), methods)
@@ -60,19 +66,32 @@ class Operator:
         Raises:
             RuntimeError: one is asked for and there is none.
         """
-        if torch.compiler.is_compiling() or _modes_active():
+        if torch.compiler.is_compiling() or _modes_active() or not PLAIN.issuperset(map(type, args)):
             return self.dispatched(*args)
-        needs_grad = False
-        for x in args:
-            if isinstance(x, Tensor):
-                if type(x) not in PLAIN:
-                    return self.dispatched(*args)
-                needs_grad = needs_grad or x.requires_grad
-        if not (needs_grad and torch.is_grad_enabled()):
+        if not torch.is_grad_enabled() or not any(x.requires_grad for x in args if isinstance(x, Tensor)):
             return self.run(*args)
         if self.function is None:
             raise RuntimeError(f"{self.run.__name__} has no gradient of its own; its inputs must not need one.")
         return self.function.apply(*args)
+
+
+def _filled(make: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with an empty tensor for every ``None``: the dispatcher's operators return tensors only."""
+    signature = inspect.signature(make)
+    returned = get_args(signature.return_annotation)
+
+    @wraps(make)
+    def filled(*args: Any, **named: Any) -> Any:
+        made = make(*args, **named)
+        if isinstance(made, Tensor):
+            return made
+        device = next(x.device for x in made if x is not None)
+        return tuple(torch.empty(0, device=device, dtype=torch.float32) if x is None else x for x in made)
+
+    if returned:
+        tensors = tuple.__class_getitem__((Tensor,) * len(returned))
+        filled.__signature__ = signature.replace(return_annotation=tensors)  # type: ignore[attr-defined]
+    return filled
 
 
 def _modes_active() -> bool:
@@ -89,10 +108,10 @@ def _once(gradient: Callable[..., Any], name: str) -> Callable[..., Any]:
     told = f"the kernels of {name} have first derivatives only".encode()
 
     def backward(ctx: Any, *given: Tensor | None) -> Any:
+        if not torch.is_grad_enabled():
+            return gradient(ctx, *given)
         with torch.no_grad():
             found = gradient(ctx, *given)
-        if not torch.is_grad_enabled():
-            return found
         every = found if isinstance(found, tuple) else (found,)
         refuse = torch._C._functions.DelayedError(told, len(every))
         return refuse(*(None if x is None else x.detach().requires_grad_() for x in every))  # type: ignore[arg-type]

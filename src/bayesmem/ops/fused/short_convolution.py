@@ -78,16 +78,15 @@ def _backward_op(
     position: Tensor | None,
     dy: Tensor,
     want_tail: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     position = None if position is None else position.contiguous()
-    dx, dweight, *rest = kernels.convolution_backward(x, weight, bias, tail, position, dy, want_tail)
-    return dx, dweight, *(x.new_empty(0) if part is None else part for part in rest)  # type: ignore[return-value]
+    return kernels.convolution_backward(x, weight, bias, tail, position, dy, want_tail)
 
 
 @_backward_op.register_fake
 def _(x, weight, bias, tail, position, dy, want_tail):  # type: ignore[no-untyped-def]
-    dbias = x.new_empty(0) if bias is None else torch.empty_like(bias)
-    dtail = x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2]) if want_tail else x.new_empty(0)
+    dbias = None if bias is None else torch.empty_like(bias)
+    dtail = x.new_empty(x.shape[0], weight.shape[1] - 1, x.shape[2]) if want_tail else None
     return x.new_empty(x.shape), torch.empty_like(weight), dbias, dtail
 
 

@@ -1,5 +1,7 @@
 """What the operators share: chunk tables kept from call to call, and the shapes of gradients."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,16 @@ def precision_of(x: Tensor) -> str:
 def pairs_of(k: Tensor) -> str:
     """Of the products that make the adjoint of the covariance, likewise (``covariance_products``)."""
     return "tf32x3" if k.dtype == torch.float32 else "bf16x3"
+
+
+def rows(x: Tensor) -> Tensor:
+    """Streams ``[..., H, D]`` as one row of tokens ``[N, H, D]``."""
+    return x if x.ndim == 3 else x.flatten(0, -3)
+
+
+def given_of(tensors: Sequence[Grad]) -> list[Tensor]:
+    """Those that are there."""
+    return [x for x in tensors if x is not None]
 
 
 def whole(x: Grad) -> Grad:

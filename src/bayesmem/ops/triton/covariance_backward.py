@@ -30,7 +30,7 @@ from bayesmem.ops.triton.variance import posterior_times
 # Products with P_0: what is subtracted from them can be nearly all there is.
 PRODUCT_PRECISION = "tf32x3"
 
-Gradients = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor | None, Tensor]
 
 
 def covariance_backward(
@@ -52,6 +52,7 @@ def covariance_backward(
     prec: str,
     tuning: Tuning | None = None,
     dk: Float[Tensor, "N H K"] | None = None,
+    want_floor: bool = True,
 ) -> Gradients:
     """Gradients of the covariance pass.
 
@@ -76,11 +77,12 @@ def covariance_backward(
             subtract, and are always ``tf32x3``.
         tuning: overrides a kernel: ``prepare``, ``chain``, ``tokens``, ``retention``, ``posterior``.
         dk: what other passes have found of the gradient of k; this one's is added to it in place.
+        want_floor: whether the gradient of the floor is asked for.
 
     Returns:
         Gradients of k ``[N, H, K]`` (a value head each; ``dk`` where it is given) and q (None without ``dvar``) in the
-        dtype of the streams, of log_retention, process_noise, obs_noise ``[N, H]``, floor ``[H]``, and the initial
-        covariance (symmetric).
+        dtype of the streams, of log_retention, process_noise, obs_noise ``[N, H]``, floor ``[H]`` (None where it
+        is not asked for), and the initial covariance (symmetric).
 
     Raises:
         ValueError: the gain is a pair, and another precision or the gradient of variances asks for float32.
@@ -104,5 +106,6 @@ def covariance_backward(
         chained, d_initial_cov = segmented_chain(*given, segments, prec, tuning)
         spans = segments.spans
     known = (var, checkpoints, prepared, chained)
-    made = tokens(k, q, innovation_var, gates, gradients, *known, spans, prec, tuning, dk)
-    return made.k, dq, made.log_retention, made.process_noise, made.obs_noise, made.floor.sum(0), d_initial_cov
+    made = tokens(k, q, innovation_var, gates, gradients, *known, spans, prec, tuning, dk, want_floor)
+    gates_made = (made.log_retention, made.process_noise, made.obs_noise)
+    return made.k, dq, *gates_made, made.floor.sum(0) if want_floor else None, d_initial_cov

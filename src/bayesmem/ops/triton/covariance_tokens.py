@@ -55,7 +55,7 @@ class TokenGradients:
         log_retention: ``[N, H]``.
         process_noise: ``[N, H]``.
         obs_noise: ``[N, H]``.
-        floor: by chunk ``[NC, H]``.
+        floor: by chunk ``[NC, H]``; where it is not asked for, only of chunks that hold tokens.
     """
 
     k: Float[Tensor, "N H K"]
@@ -106,6 +106,7 @@ def tokens(
     prec: str,
     tuning: Tuning | None,
     dk: Tensor | None = None,
+    want_floor: bool = True,
 ) -> TokenGradients:
     """Launch one of the three kernels and ``settle_kernel``, and for float32 streams ``covariance_retention``.
 
@@ -124,7 +125,7 @@ def tokens(
         torch.empty_like(innovation_var),
         torch.empty_like(innovation_var),
         torch.empty_like(innovation_var),
-        torch.zeros_like(chained.overlap),
+        torch.zeros_like(chained.overlap) if want_floor else torch.empty_like(chained.overlap),
     )
     turned = torch.empty_like(chained.overlap)
     given = (k, q, innovation_var, gates, gradients, var, checkpoints, prepared, chained)

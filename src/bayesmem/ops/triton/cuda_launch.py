@@ -105,11 +105,12 @@ class Launcher:
             with torch.cuda.device(self.device):
                 self(grid, block, args, shared_mem)
             return
-        values, places, written = self._idle.pop() if self._idle else _room(len(args))
+        room = self._idle.pop() if self._idle else _room(len(args))
+        values, places, written = room
         written.pack_into(values, 0, *[x if isinstance(x, int) else x.data_ptr() for x in args])
         stream = current_stream(self.device)
         failed = self.launch(self.handle, *grid, *block, shared_mem, stream, places, None)
-        self._idle.append((values, places, written))
+        self._idle.append(room)
         if failed:
             told = ctypes.c_char_p()
             self.library.cuGetErrorString(failed, ctypes.byref(told))

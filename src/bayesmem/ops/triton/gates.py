@@ -1,7 +1,7 @@
 """Gates of a full covariance under prior mixing, all in one launch each way: logs bounded, noise, floor and prior.
 
-Legend: d and l the logs of the mean's decay and of the retention as given (l = d where none is), r the observation noise,
-p the prior variance of a head; gamma the gradient of what follows it.
+Legend: d and l the logs of the mean's decay and of the retention as given (l = d where none is), p the prior variance
+of a head; gamma the gradient of what follows it.
 
     decay = max(d, LEAST)      retention = max(l, LEAST)      added = p (1 - exp(2 retention))
     floor = ratio p            start = p I

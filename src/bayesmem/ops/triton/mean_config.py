@@ -1,9 +1,11 @@
 """Block sizes, warps and stages of the kernels of the mean pass, by shape, dtype and device.
 
-Nothing is tuned at run time. Products of float32 take six times the registers of 16-bit ones, so that their blocks
-are narrow. The chains load tiles of a whole chunk while they work on the one before (two stages) wherever shared
-memory holds both.
+Nothing is tuned at run time, and what is chosen is kept. Products of float32 take six times the registers of 16-bit
+ones, so that their blocks are narrow. The chains load tiles of a whole chunk while they work on the one before (two
+stages) wherever shared memory holds both.
 """
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,16 +20,24 @@ Tuning = dict[str, Config]
 
 def prepare_config(k: Tensor, tuning: Tuning | None) -> Config:
     """Of ``prepare_kernel``: BK."""
-    wide = k.dtype == torch.float32
-    config = {"BK": block(k.shape[-1], 32 if wide else 64), "num_warps": 8 if wide else 4, "num_stages": 2}
-    return config | (tuning or {}).get("prepare", {})
+    return _put("prepare", _prepare(k.shape[-1], k.dtype), tuning)
+
+
+@lru_cache
+def _prepare(key: int, dtype: torch.dtype) -> Config:
+    wide = dtype == torch.float32
+    return {"BK": block(key, 32 if wide else 64), "num_warps": 8 if wide else 4, "num_stages": 2}
 
 
 def readout_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
     """Of ``readout_kernel``: BK, BV."""
-    most = 32 if k.dtype == torch.float32 else 64
-    config = {"BK": block(k.shape[-1], most), "BV": block(value, 64), "num_warps": 4, "num_stages": 2}
-    return config | (tuning or {}).get("readout", {})
+    return _put("readout", _readout(k.shape[-1], k.dtype, value), tuning)
+
+
+@lru_cache
+def _readout(key: int, dtype: torch.dtype, value: int) -> Config:
+    most = 32 if dtype == torch.float32 else 64
+    return {"BK": block(key, most), "BV": block(value, 64), "num_warps": 4, "num_stages": 2}
 
 
 def local_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
@@ -40,8 +50,7 @@ def local_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
     most = 16 if wide else 64 if limits(k.device).shared >= LARGE_SHARED else 32
     size = block(k.shape[-1], 32 if wide else 64)
     warps = 8 if wide and size > 16 else 4
-    config = {"BK": size, "BV": block(value, most), "num_warps": warps, "num_stages": 2}
-    return config | (tuning or {}).get("local", {})
+    return _put("local", {"BK": size, "BV": block(value, most), "num_warps": warps, "num_stages": 2}, tuning)
 
 
 def chain_config(
@@ -58,17 +67,28 @@ def chain_config(
         tiles: how many C x K tiles a chunk loads; beside them it loads one C x C tile fewer, and at most two of C x BV.
         tuning: what is put over the defaults.
     """
-    wide, key, chunk = k.dtype == torch.float32, block(k.shape[-1]), spans.chunk_size
-    _, processors, shared = limits(k.device)
+    kind = (k.shape[-1], k.dtype, k.device)
+    return _put(name, _chain(name, *kind, value, spans.sequences * heads, spans.chunk_size, tiles), tuning)
+
+
+@lru_cache
+def _chain(
+    name: str, size: int, dtype: torch.dtype, device: torch.device, value: int, chains: int, chunk: int, tiles: int
+) -> Config:
+    wide, key = dtype == torch.float32, block(size)
+    _, processors, shared = limits(device)
     width = 16 if wide else block(value, 64 if key <= 128 and shared >= LARGE_SHARED else 32)
     # The widest block that leaves most multiprocessors a program: each reads the same C x K tiles once more.
-    while width > 32 and spans.sequences * heads * cdiv(value, width) < 0.75 * processors:
+    while width > 32 and chains * cdiv(value, width) < 0.75 * processors:
         width //= 2
     loaded = tiles * chunk * key + (tiles - 1) * chunk * chunk + 2 * chunk * width
-    held = (2 * loaded + key * width) * k.element_size()
+    held = (2 * loaded + key * width) * dtype.itemsize
     warps = 8 if key > 128 and not wide else 4
-    config = {"BV": width, "num_warps": warps, "num_stages": 2 if held <= shared else 1}
     if name == "chain_backward" and key > 128 and not wide:
         # Triton 3.6 compiles narrower blocks into reads outside of shared memory (seen on an H100).
-        config = {"BV": 64, "num_warps": 8, "num_stages": 1}
-    return config | (tuning or {}).get(name, {})
+        return {"BV": 64, "num_warps": 8, "num_stages": 1}
+    return {"BV": width, "num_warps": warps, "num_stages": 2 if held <= shared else 1}
+
+
+def _put(kernel: str, config: Config, tuning: Tuning | None) -> Config:
+    return config | tuning.get(kernel, {}) if tuning else config
