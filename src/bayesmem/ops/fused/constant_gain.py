@@ -8,7 +8,7 @@ from bayesmem.ops.fused.tables import grouped, whole
 from bayesmem.ops.triton import constant_gain as kernels
 
 
-@operator("bayesmem::constant_gain")
+@operator("bayesmem::constant_gain", repeats=True)
 def constant_gain_op(k: Tensor, noise: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """``p k / s`` in the dtype of the keys and ``s = p |k|^2 + r`` in float32.
 
@@ -28,7 +28,7 @@ def _(k, noise, variance):  # type: ignore[no-untyped-def]
     return k.new_empty(*noise.shape, k.shape[-1]), torch.empty_like(noise)
 
 
-@operator("bayesmem::constant_gain_backward")
+@operator("bayesmem::constant_gain_backward", repeats=True)
 def _backward_op(
     k: Tensor, innovation_var: Tensor, variance: Tensor, dgain: Tensor, dinnovation_var: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ def predictive_var(
     return variance_forward(q, gain, innovation_var, checkpoints, *gates[:2], spans, "tf32x3")
 
 
-@operator("bayesmem::covariance_pass")
+@operator("bayesmem::covariance_pass", repeats=True)
 def covariance_op(
     k: Tensor,
     q: Tensor | None,
@@ -76,7 +76,7 @@ def _(k, q, log_retention, process_noise, obs_noise, floor, initial_cov, cu_seql
     return gain, torch.empty_like(log_retention), torch.empty_like(initial_cov), var, checkpoints
 
 
-@operator("bayesmem::covariance_pass_backward")
+@operator("bayesmem::covariance_pass_backward", repeats=True)
 def covariance_backward_op(
     dgain: Tensor,
     dinnovation_var: Tensor | None,

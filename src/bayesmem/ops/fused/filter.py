@@ -17,7 +17,7 @@ from bayesmem.ops.triton.mean_backward import mean_backward
 from bayesmem.ops.triton.mean_forward import mean_forward
 
 
-@operator("bayesmem::filter_pass")
+@operator("bayesmem::filter_pass", repeats=True)
 def filter_op(
     q: Tensor,
     k: Tensor,
@@ -118,7 +118,7 @@ def _context(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*given, cu_seqlens, output[3], output[4], *output[6:])
 
 
-@operator("bayesmem::filter_pass_backward")
+@operator("bayesmem::filter_pass_backward", repeats=True)
 def filter_backward_op(
     do: Tensor,
     d_energy: Tensor | None,

@@ -8,7 +8,7 @@ from bayesmem.ops.fused.tables import whole
 from bayesmem.ops.triton import gates as kernels
 
 
-@operator("bayesmem::gates")
+@operator("bayesmem::gates", repeats=True)
 def gates_op(
     log_decay: Tensor,
     log_retention: Tensor | None,
@@ -44,7 +44,7 @@ def _(log_decay, log_retention, obs_noise, prior, prior_var, ratio, key_dim):  #
     return *made, log_decay.new_empty(heads, **wide), log_decay.new_empty(1, heads, key_dim, key_dim, **wide)
 
 
-@operator("bayesmem::gates_backward")
+@operator("bayesmem::gates_backward", repeats=True)
 def _backward_op(
     d_decay: Tensor | None,
     d_retention: Tensor | None,

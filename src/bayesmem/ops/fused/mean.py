@@ -9,7 +9,7 @@ from bayesmem.ops.triton.mean_backward import mean_backward
 from bayesmem.ops.triton.mean_forward import mean_forward
 
 
-@operator("bayesmem::mean_pass")
+@operator("bayesmem::mean_pass", repeats=True)
 def mean_op(
     q: Tensor,
     k: Tensor,
@@ -76,7 +76,7 @@ def _(q, k, v, gain, log_decay, initial_mean, cu_seqlens, batch, chunk, want_ene
     )
 
 
-@operator("bayesmem::mean_pass_backward")
+@operator("bayesmem::mean_pass_backward", repeats=True)
 def mean_backward_op(
     do: Tensor,
     d_energy: Tensor | None,

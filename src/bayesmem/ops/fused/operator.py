@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from bayesmem.ops.triton.tape import taped
+
 PLAIN = frozenset({Tensor, Parameter, int, float, bool, str, torch.dtype, type(None)})  # no tensor of another class
 
 
@@ -26,11 +28,13 @@ class Operator:
         name: with its namespace.
         run: of tensors, numbers and ``None``, annotated, which changes none of them and returns none of them. What was
             not asked for it may return as ``None``: so eager callers get it, and others an empty tensor in its place.
+        repeats: whether its launches depend on kinds of arguments alone, so that eager calls may be made from a tape
+            (``ops/triton/tape.py``).
     """
 
-    def __init__(self, name: str, run: Callable[..., Any]):
+    def __init__(self, name: str, run: Callable[..., Any], repeats: bool = False):
         self.dispatched = torch.library.custom_op(name, _filled(run), mutates_args=())
-        self.run = run
+        self.run = wraps(run)(taped(run)) if repeats else run
         self.function: Any = None
         self.__doc__ = run.__doc__
 
@@ -119,6 +123,6 @@ def _once(gradient: Callable[..., Any], name: str) -> Callable[..., Any]:
     return backward
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+def operator(name: str, repeats: bool = False) -> Callable[[Callable[..., Any]], Operator]:
     """A decorator that makes an ``Operator``."""
-    return lambda run: Operator(name, run)
+    return lambda run: Operator(name, run, repeats)

@@ -7,12 +7,14 @@ every argument.
 import ctypes
 import sys
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from struct import Struct
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from bayesmem.ops.triton.recording import recording, refuse
 
 Room = tuple[Any, Any, Struct]
 
@@ -24,6 +26,7 @@ def driver() -> ctypes.CDLL | None:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
         pointer, whole = ctypes.c_void_p, ctypes.c_uint
         library.cuLaunchKernel.argtypes = [pointer, *[whole] * 7, pointer, pointer, pointer]
+        library.cuMemsetD8Async.argtypes = [pointer, ctypes.c_ubyte, ctypes.c_size_t, pointer]
     except (OSError, AttributeError):
         return None
     return library
@@ -53,6 +56,7 @@ def launcher(kernel: Callable[..., None], device: int) -> Callable[..., None]:
     if library is None or not isinstance(handle, ctypes.c_void_p) or not ordered:
 
         def guarded(*given: Any, **named: Any) -> None:
+            refuse("the driver is not called by itself")
             with torch.cuda.device(device):
                 kernel(*given, **named)
 
@@ -105,13 +109,40 @@ class Launcher:
             with torch.cuda.device(self.device):
                 self(grid, block, args, shared_mem)
             return
-        room = self._idle.pop() if self._idle else _room(len(args))
+        numbers = [x if isinstance(x, int) else x.data_ptr() for x in args]
+        self.again((*grid, *block, shared_mem), current_stream(self.device), numbers)
+        if (recorder := recording()) is not None:
+            recorder.note(partial(self.again, (*grid, *block, shared_mem)), args)
+
+    def again(self, shape: tuple[int, ...], stream: int, numbers: Sequence[int]) -> None:
+        """Launch with arguments that are numbers already.
+
+        Args:
+            shape: blocks and threads along three axes each, and bytes of shared memory.
+            stream: of the device, which is current.
+            numbers: addresses, and what ``int`` is given.
+
+        Raises:
+            RuntimeError: the driver refuses.
+        """
+        room = self._idle.pop() if self._idle else _room(len(numbers))
         values, places, written = room
-        written.pack_into(values, 0, *[x if isinstance(x, int) else x.data_ptr() for x in args])
-        stream = current_stream(self.device)
-        failed = self.launch(self.handle, *grid, *block, shared_mem, stream, places, None)
+        written.pack_into(values, 0, *numbers)
+        failed = self.launch(self.handle, *shape, stream, places, None)
         self._idle.append(room)
         if failed:
             told = ctypes.c_char_p()
             self.library.cuGetErrorString(failed, ctypes.byref(told))
             raise RuntimeError(f"CUDA error {failed} at a kernel's launch: {(told.value or b'unknown').decode()}")
+
+
+def clear(size: int, stream: int, numbers: Sequence[int]) -> None:
+    """Set so many bytes from the first number, an address, to zero.
+
+    Raises:
+        RuntimeError: the driver refuses.
+    """
+    library = driver()
+    failed = 1 if library is None else library.cuMemsetD8Async(numbers[0], 0, size, stream)
+    if failed:
+        raise RuntimeError(f"CUDA error {failed} at setting memory to zero")

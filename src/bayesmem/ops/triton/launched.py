@@ -7,7 +7,8 @@ kernel's global names are what they were, run at the first launch of a kind only
 they go Triton's own way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from triton import JITFunction, knobs
 
 from bayesmem.ops.triton.cuda_launch import current_stream
+from bayesmem.ops.triton.recording import recording
 
 ALIGNED = 16  # bytes: pointers, and whole numbers, that are multiples of it are compiled for as such
 
@@ -42,10 +44,11 @@ class Launched:
         ]
         key = (device, *kinds, *options, *options.values())
         known = self.compiled.get(key)
-        if known is not None and not _watched():
-            compiled, constants = known
-            at = (*(*grid, 1, 1)[:3], current_stream(device), compiled.function, compiled.packed_metadata)
-            compiled.run(*at, None, None, None, *args, *constants)  # no metadata, no hooks
+        if known is not None and not watched():
+            shape = (*grid, 1, 1)[:3]
+            _again(*known, shape, current_stream(device), args)
+            if (recorder := recording()) is not None:
+                recorder.note(partial(_again, *known, shape), args)
             return
         if len(args) != self.given:
             raise TypeError(
@@ -57,7 +60,13 @@ class Launched:
             self.compiled[key] = compiled, constants
 
 
-def _watched() -> bool:
+def _again(compiled: Any, constants: tuple[Any, ...], shape: tuple[int, ...], stream: int, args: Sequence[Any]) -> None:
+    """Run what Triton compiled; tensors may be given as their addresses."""
+    at = (*shape, stream, compiled.function, compiled.packed_metadata)
+    compiled.run(*at, None, None, None, *args, *constants)  # no metadata, no hooks
+
+
+def watched() -> bool:
     """Whether something hooks on launches; since Triton 3.5 hooks come in chains, which may be empty."""
     enter, leave = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
     return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
