@@ -207,6 +207,8 @@ def of_structure(covariance: str, by_channel: bool = False, **more: Any) -> Call
 # Of dtype, K, V and tokens a chunk.
 PATHS: dict[str, Callable[[torch.dtype, int, int, int], None]] = {
     "full": of_structure("full"),
+    "full-prior": of_structure("full", prior_var=torch.ones(HEADS, requires_grad=True)),
+    "full-tied": lambda *sizes: filtered({"covariance": "full"}, False, *sizes),
     "diagonal": of_structure("diagonal"),
     "isotropic": of_structure("isotropic"),
     "steady_state": of_structure("steady_state", steady_var=torch.ones(HEADS)),

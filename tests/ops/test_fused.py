@@ -285,7 +285,7 @@ def test_without_a_gpu_the_mend_is_named(monkeypatch):
 
 @pytest.mark.skipif(not GPU, reason="sizes of use need a GPU")
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-@pytest.mark.parametrize("key_dim", [64, 128, 200])
+@pytest.mark.parametrize("key_dim", [16, 32, 64, 128, 200])
 def test_sizes_of_use_without_variances(key_dim: int, packed: bool):
     """What a training asks for: gains are halved, and on Hopper the backward is in CUDA C++."""
     bounds = torch.tensor([0, 1, 130, 200], device=DEVICE) if packed else None

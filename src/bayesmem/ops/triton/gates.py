@@ -78,19 +78,21 @@ def gates_kernel(
     if pid < tiles:
         at = pid.to(tl.int64) * N + tl.arange(0, N)
         live = at < count
-        p = prior_var
-        if prior is not None:
-            p = tl.load(prior + at % H)
         own = bounded(tl.load(log_decay + at, mask=live, other=0.0).to(tl.float32), LEAST)
         tl.store(decay + at, own, mask=live)
         if log_retention is not None:
             own = bounded(tl.load(log_retention + at, mask=live, other=0.0).to(tl.float32), LEAST)
         tl.store(retention + at, own, mask=live)
-        tl.store(added + at, p * lost(2.0 * own), mask=live)
+        gone = lost(2.0 * own)
+        if prior is None:
+            gone *= prior_var
+        else:
+            gone *= tl.load(prior + at % H)
+        tl.store(added + at, gone, mask=live)
         tl.store(noise + at, tl.load(obs_noise + at, mask=live, other=1.0).to(tl.float32), mask=live)
     else:
         head, part = (pid - tiles) // PARTS, (pid - tiles) % PARTS
-        p = prior_var
+        p = prior_var * 1.0
         if prior is not None:
             p = tl.load(prior + head)
         if part == 0:
@@ -131,11 +133,12 @@ def gates_backward_kernel(
     if d_retention is not None:
         slope += tl.load(d_retention + at, mask=live, other=0.0)
     if d_added is not None:
-        p = prior_var
-        if prior is not None:
-            p = tl.load(prior + at % H)
         more = tl.load(d_added + at, mask=live, other=0.0)
-        slope -= 2.0 * p * (1.0 - gone) * more
+        kept = 2.0 * (1.0 - gone) * more
+        if prior is None:
+            slope -= prior_var * kept
+        else:
+            slope -= tl.load(prior + at % H) * kept
         if d_prior is not None:
             tl.store(d_prior + at, gone * more, mask=live)
     own = tl.zeros([N], tl.float32)
