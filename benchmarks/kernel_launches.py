@@ -175,7 +175,7 @@ def mesanet(dtype: torch.dtype, key_dim: int, value_dim: int, chunk: int) -> Non
     q, k = (torch.randn(BATCH, HEADS, LENGTH, key_dim, requires_grad=True) for _ in range(2))
     v, decay = torch.randn(BATCH, HEADS, LENGTH, value_dim).to(dtype), torch.zeros(BATCH, HEADS, LENGTH, 1)
     state = torch.zeros(BATCH, HEADS, key_dim, value_dim, requires_grad=True)
-    with patch.object(precision_kernel, "chunk_size", lambda q: chunk):
+    with patch.object(precision_kernel, "chunk_size", lambda *_: chunk):
         precision_kernel.kernel_write(q, k, v.requires_grad_(), decay.requires_grad_(), state).sum().backward()
 
 

@@ -18,6 +18,7 @@ from bayesmem.ops.validate import MEASURED
 from bayesmem.types import Belief, FilterOutput
 
 MAX_KEY_DIM, MAX_VALUE_DIM, SMALL_KEY_DIM = 256, 512, 128
+NARROW_KEY_DIM, NARROW_VALUE_DIM = 32, 16
 CHUNKS = (16, 32, 64)
 
 
@@ -47,10 +48,13 @@ def unsupported(
         return f"it has no {type(noise).__name__} noise"
     if k.shape[-1] > MAX_KEY_DIM or v.shape[-1] > MAX_VALUE_DIM:
         return f"K is at most {MAX_KEY_DIM} and V {MAX_VALUE_DIM} (got {k.shape[-1]} and {v.shape[-1]})"
-    if k.shape[-1] > SMALL_KEY_DIM and chunk_size(q) < CHUNKS[-1] and q.device.type == "cuda":
+    if k.shape[-1] > SMALL_KEY_DIM and most_tokens(q.device) < CHUNKS[-1] and q.device.type == "cuda":
         return f"K above {SMALL_KEY_DIM} needs a GPU with {LARGE_SHARED // 1024} KiB of shared memory a block"
     if chunk is not None and chunk not in CHUNKS:
         return f"its chunks have {', '.join(map(str, CHUNKS))} tokens (got {chunk})"
+    if chunk not in (None, CHUNKS[0]) and q.device.type == "cuda" and _narrow(k, v):
+        few = f"K up to {NARROW_KEY_DIM} or V up to {NARROW_VALUE_DIM}"
+        return f"its chunks have {CHUNKS[0]} tokens for {few} (got {chunk})"
     if a.covariance == "steady_state" and a.steady_var is None:
         return "its steady state needs a given steady_var"
     if a.covariance != "full":
@@ -64,11 +68,24 @@ def unsupported(
     return None
 
 
-def chunk_size(q: Tensor) -> int:
-    """Tokens a chunk on this device."""
-    if q.device.type != "cuda":
-        return 16
-    return 64 if limits(q.device).shared >= LARGE_SHARED else 32
+def chunk_size(k: Tensor, v: Tensor) -> int:
+    """Tokens a chunk of these keys and values on their device.
+
+    Of few channels the fewest: gradients over chunks of 64 tokens of 16 or 32 key channels were wrong on an H200, or
+    read outside of memory, with Triton 3.6 (docs/notes/003-kernels.md).
+    """
+    return CHUNKS[0] if _narrow(k, v) else most_tokens(k.device)
+
+
+def _narrow(k: Tensor, v: Tensor) -> bool:
+    return k.shape[-1] <= NARROW_KEY_DIM or v.shape[-1] <= NARROW_VALUE_DIM
+
+
+def most_tokens(device: torch.device) -> int:
+    """Tokens a chunk on this device, of keys and values of use."""
+    if device.type != "cuda":
+        return CHUNKS[0]
+    return CHUNKS[2] if limits(device).shared >= LARGE_SHARED else CHUNKS[1]
 
 
 def filter_fused(
@@ -102,7 +119,7 @@ def filter_fused(
         prior=prior,
         mean=None if belief is None else belief.mean.float().contiguous(),
         cov=cov,
-        place=(cu_seqlens, batch, chunk or chunk_size(q)),
+        place=(cu_seqlens, batch, chunk or chunk_size(k, v)),
         sequences=batch if cu_seqlens is None else cu_seqlens.shape[0] - 1,
         want_var="predictive_var" in outputs,
         want_energy=not set(MEASURED).isdisjoint(outputs),

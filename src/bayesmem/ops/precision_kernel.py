@@ -99,6 +99,6 @@ def kernel_write(q: Tensor, write_key: Tensor, v: Tensor, log_discount: Tensor, 
     query = rows(q)
     decay = rows(log_discount)[..., 0].clamp(min=LOG_ZERO)
     streams = (query, torch.zeros_like(query), rows(v), rows(write_key), decay)
-    place = (None, q.shape[0], chunk_size(q))
+    place = (None, q.shape[0], chunk_size(write_key, v))
     o, *_ = fused.mean_op(*streams, info.float().contiguous(), *place, False)
     return o.unflatten(0, (q.shape[0], -1)).transpose(1, 2).to(v.dtype)

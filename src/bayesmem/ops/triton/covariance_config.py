@@ -55,12 +55,11 @@ def tokens_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
     """Of ``covariance_tokens``: BK channels at a time; then OUT_BLOCK of keys, summed over SUM_BLOCK a step.
 
     Without OUT_BLOCK it is ``covariance_tokens_whole``'s, BK at least K: for streams of 16 bits, where K is at most 128
-    and no blocks are asked for; not for BK of 16 or 32, whose code by Triton 3.6 reads outside of memory (seen on an
-    H200).
+    and no blocks are asked for.
     """
     size = k.shape[-1]
     blocks = {"BK": block(size, 32), "OUT_BLOCK": block(size, 64), "SUM_BLOCK": block(size, 32)}
-    if prec == "bf16x3" and 32 < size <= 128 and not blocks.keys() & (tuning or {}).get("tokens", {}).keys():
+    if prec == "bf16x3" and size <= 128 and not blocks.keys() & (tuning or {}).get("tokens", {}).keys():
         blocks = {"BK": block(size, 128)}
     return _put("tokens", {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 2}, tuning)
 
