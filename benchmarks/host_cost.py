@@ -1,15 +1,16 @@
-"""What the filter's calls cost the host, and what calling operators and kernels by themselves saves of it.
+"""What the filter's calls cost the host, and what tapes, and calling operators and kernels by themselves, save of it.
 
     python benchmarks/host_cost.py FILE
 
 Forward alone, and forward and backward (H = 8, K = V = 128, bf16), as called one after the other with the L2 cache
-flushed before each, and what the host takes to launch one. Four ways: operators called by themselves or through
-torch's dispatcher (``ops/fused/operator.py``), kernels launched cheaply or Triton's own way (``triton/launched.py``).
+flushed before each, and what the host takes to launch one. Five ways: launches made again from tapes
+(``triton/tape.py``), or else operators called by themselves or through torch's dispatcher (``ops/fused/operator.py``)
+and kernels launched cheaply or Triton's own way (``triton/launched.py``).
 Rows go to FILE, one record a line.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,13 +19,14 @@ from torch.nn.functional import normalize
 
 from bayesmem.ops import bayesian_filter
 from bayesmem.ops.fused.operator import Operator
+from bayesmem.ops.triton import tape
 from bayesmem.ops.triton.launched import Launched
 from bayesmem.report.records import Records
 from timing import called
 
 SIZES = ((2, 4096), (8, 4096), (1, 512))
 HEADS, SIZE = 8, 128
-ITSELF, CHEAP = Operator.__call__, Launched.__getitem__
+ITSELF, CHEAP, REPEATED = Operator.__call__, Launched.__getitem__, tape.repeatable
 
 
 def inputs(batch: int, length: int) -> list[Tensor]:
@@ -50,6 +52,11 @@ def bound(self: Launched, grid: tuple[int, ...]) -> Callable[..., None]:
     return launch
 
 
+def never(device: torch.device, roots: Sequence[int]) -> bool:
+    """As of ``tape.repeatable``: nothing is."""
+    return False
+
+
 def main() -> None:
     """Every size, each way."""
     if len(sys.argv) != 2:
@@ -68,9 +75,11 @@ def main() -> None:
         def both(x: list[torch.Tensor] = x, gradient: torch.Tensor = gradient) -> None:
             torch.autograd.grad(bayesian_filter(*x).o, x, gradient)
 
-        for call, launch in ((ITSELF, CHEAP), (dispatched, CHEAP), (ITSELF, bound), (dispatched, bound)):
+        plain = [(call, launch, never) for call in (ITSELF, dispatched) for launch in (CHEAP, bound)]
+        for call, launch, repeated in ((ITSELF, CHEAP, REPEATED), *plain):
             Operator.__call__, Launched.__getitem__ = call, launch  # type: ignore[method-assign]
-            ways = {"operators": call is ITSELF, "kernels": launch is CHEAP}
+            tape.repeatable = repeated
+            ways = {"operators": call is ITSELF, "kernels": launch is CHEAP, "tapes": repeated is REPEATED}
             for name, run in (("forward", forward), ("backward", both)):
                 figures = called(run)
                 shape = {"B": batch, "T": length, "H": HEADS, "K": SIZE, "V": SIZE, "seed": 0}
