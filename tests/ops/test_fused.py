@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bayesmem.ops import Assumptions, Backend, Discount, LogLinearMixing, bayesian_filter
+from bayesmem.ops import Assumptions, Backend, Discount, LogLinearMixing, bayesian_filter, fused_filter
 from bayesmem.ops.fused import filter
 from bayesmem.types import Belief
 from ops.cases import DRIVEN, Case, Design, fields, make_case
@@ -281,6 +281,12 @@ def test_without_a_gpu_the_mend_is_named(monkeypatch):
     x = torch.ones(1, 3, 1, 2)
     with pytest.raises(ValueError, match="needs a GPU"):
         bayesian_filter(x, x, x, None, torch.ones(1, 3, 1), backend="triton")
+
+
+@pytest.mark.parametrize(("key_dim", "value_dim", "tokens"), [(32, 64, 16), (33, 64, 64), (64, 16, 16), (64, 17, 64)])
+def test_few_channels_go_in_short_chunks(key_dim: int, value_dim: int, tokens: int, monkeypatch):
+    monkeypatch.setattr(fused_filter, "most_tokens", lambda device: 64)
+    assert fused_filter.chunk_size(torch.ones(1, 1, 1, key_dim), torch.ones(1, 1, 1, value_dim)) == tokens
 
 
 @pytest.mark.skipif(not GPU, reason="sizes of use need a GPU")

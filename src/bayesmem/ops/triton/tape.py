@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ Launch = Callable[[int, list[Any]], None]  # on a stream, with all arguments as 
 
 ALIGNED = 512  # bytes, as torch's allocator does
 MOST = 256  # kinds of calls an operator keeps
+_seeing = Lock()
 _aten = torch.ops.aten
 ZEROED = {_aten.zeros, _aten.new_zeros, _aten.zeros_like}
 MADE = {_aten.empty, _aten.new_empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty_strided, *ZEROED}
@@ -190,18 +192,19 @@ def _record(run: Callable[..., Any], args: tuple[Any, ...], inputs: list[Tensor]
 
 @contextmanager
 def _other_launches_seen() -> Iterator[None]:
-    """Refuse where Triton's own way of launching is gone."""
-    launch = JITFunction.run
+    """Refuse where Triton's own way of launching is gone; one thread at a time, others meanwhile launch as ever."""
+    with _seeing:
+        launch = JITFunction.run
 
-    def seen(*args: Any, **options: Any) -> Any:
-        refuse("a kernel is launched in Triton's own way")
-        return launch(*args, **options)
+        def seen(*args: Any, **options: Any) -> Any:
+            refuse("a kernel is launched in Triton's own way")
+            return launch(*args, **options)
 
-    JITFunction.run = seen
-    try:
-        yield
-    finally:
-        JITFunction.run = launch
+        JITFunction.run = seen
+        try:
+            yield
+        finally:
+            JITFunction.run = launch
 
 
 def _extent(x: Tensor) -> int:
