@@ -28,21 +28,8 @@ from bayesmem.report.records import Records
 from kernel_launches import PATHS, Launch, recording
 from machine_code import Compiled, assembler, compiled
 
-SIZES = (
-    "5,2",
-    "5,7",
-    "16,16",
-    "20,9",
-    "32,32",
-    "40,24",
-    "64,64",
-    "96,80",
-    "128,128",
-    "128,512",
-    "200,48",
-    "256,256",
-    "256,32",
-)
+SMALL = ("5,2", "5,7", "16,16", "20,9", "32,32", "40,24", "64,64")
+SIZES = (*SMALL, "96,80", "128,128", "128,512", "200,48", "256,256", "256,32")
 DTYPES = ("float32", "bfloat16", "float16")
 SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB that a program may take, by capability
 

@@ -27,9 +27,12 @@ def first_call(call: Call, device: str) -> float:
 def peak_memory(call: Call, device: str) -> int | None:
     """Bytes that one call needs at its peak, beyond what is there before it (its inputs); ``None`` if unknown.
 
-    On a GPU by PyTorch's allocator, on a CPU by the process's resident memory (Linux).
+    It is not among the first calls, which may make room in other ways (ours record what later ones repeat). On a GPU by
+    PyTorch's allocator, on a CPU by the process's resident memory (Linux).
     """
     if device == "cuda":
+        call()
+        call()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

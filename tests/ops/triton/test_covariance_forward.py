@@ -111,6 +111,21 @@ def test_forward_is_the_chunk_form(tmp_path_factory, way, lengths, heads, groups
         assert error < TOLERANCE, f"{name}: {error:.2e}"
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_sequences_may_share_where_they_start(tmp_path_factory, way):
+    """As of a prior: it lies in memory once."""
+    lengths = (5, 20, 33)
+    x = inputs(lengths, 2, 1, 16, torch.bfloat16, "mixed")
+    x["initial_cov"] = x["initial_cov"][:1].expand(3, -1, -1, -1)
+    spans = spans_of((0, 5, 25, 58), CHUNK, DEVICE)
+    if way != "triton" and not GPU:
+        found = emulated_forward(tmp_path_factory.getbasetemp(), **x, spans=spans, cluster=way)
+    else:
+        found = covariance_forward(**x, spans=spans, cuda=False if way == "triton" else way)
+    for name, actual, expected in zip(NAMES, wide(found), reference(x, lengths), strict=True):
+        assert (actual.double() - expected).norm() < TOLERANCE * expected.norm(), name
+
+
 def cut(x: dict[str, Tensor], spans, segments: int, folder, monkeypatch, **given) -> tuple[tuple, Tensor]:
     """Chains cut into segments at most, and what the kernels counted of them."""
     rooms = []

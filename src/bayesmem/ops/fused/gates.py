@@ -20,18 +20,7 @@ def gates_op(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What a full covariance under prior mixing starts from, and what it goes by at every token.
 
-    Args:
-        log_decay: ``[B, T, H]``, contiguous, as the next two.
-        log_retention: ``None`` for that of the decay.
-        obs_noise: observation noise variance.
-        prior: prior variance ``[H]`` float32, or ``None``.
-        prior_var: prior variance of every head, without ``prior``.
-        ratio: the floor's to the prior variance.
-        key_dim: K of the start; 0 for none.
-
-    Returns:
-        In float32 log decay, log retention, process noise and observation noise ``[N, H]``, the floor of the last
-        ``[H]`` and the covariance at the start ``[1, H, K, K]``.
+    Arguments and what it returns are those of ``ops/triton/gates.py``.
     """
     return kernels.gates(log_decay, log_retention, obs_noise, prior, prior_var, ratio, key_dim)
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bayesmem.ops.triton.device import LARGE_SHARED, limits
-from bayesmem.ops.triton.mean_config import Tuning
+from bayesmem.ops.triton.mean_config import Tuning, put_over
 from bayesmem.ops.triton.sizes import block
 
 Config = dict[str, Any]
@@ -24,7 +24,7 @@ def prepare_config(dgain: Tensor, prec: str, tuning: Tuning | None) -> Config:
     size = dgain.shape[-1]
     stages = 3 if prec == "bf16x3" and limits(dgain.device).shared >= LARGE_SHARED else 2
     config = {"BK": block(size, 32), "OUT_BLOCK": block(size, 64), "PREC": prec, "num_warps": 4, "num_stages": stages}
-    return _put("prepare", config, tuning)
+    return put_over("prepare", config, tuning)
 
 
 def chain_config(final_cov: Tensor, prec: str, tuning: Tuning | None) -> Config:
@@ -37,7 +37,7 @@ def chain_config(final_cov: Tensor, prec: str, tuning: Tuning | None) -> Config:
     fits = whole <= 64 or (whole == 128 and limits(final_cov.device).shared >= WHOLE_SHARED)
     blocks = {"BK": whole if fits else 64, "RENEW": RENEW if prec == "bf16x3" else 1, "PREC": prec}
     config = {**blocks, "num_warps": 8 if fits and whole == 128 else 4, "num_stages": 1}
-    return _put("chain", config, tuning)
+    return put_over("chain", config, tuning)
 
 
 def transition_config(gain: Tensor, prec: str, tuning: Tuning | None) -> Config:
@@ -48,7 +48,7 @@ def transition_config(gain: Tensor, prec: str, tuning: Tuning | None) -> Config:
     size = gain.shape[-1]
     blocks = {"BH": block(size, 64), "BA": block(size, 32)}
     config = {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 1}
-    return _put("transition", config, tuning)
+    return put_over("transition", config, tuning)
 
 
 def tokens_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
@@ -61,21 +61,17 @@ def tokens_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
     blocks = {"BK": block(size, 32), "OUT_BLOCK": block(size, 64), "SUM_BLOCK": block(size, 32)}
     if prec == "bf16x3" and size <= 128 and not blocks.keys() & (tuning or {}).get("tokens", {}).keys():
         blocks = {"BK": block(size, 128)}
-    return _put("tokens", {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 2}, tuning)
+    return put_over("tokens", {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 2}, tuning)
 
 
 def retention_config(k: Tensor, prec: str, tuning: Tuning | None) -> Config:
     """Of ``covariance_retention``: BK channels at a time; three C x C sums want the registers of 8 warps."""
     config = {"BK": block(k.shape[-1], 32), "PREC": prec, "num_warps": 8, "num_stages": 2}
-    return _put("retention", config, tuning)
+    return put_over("retention", config, tuning)
 
 
 def product_config(gain: Tensor, product: str, prec: str, tuning: Tuning | None) -> Config:
     """Of ``variance``: OUT_BLOCK columns of a product at a time, summed over SUM_BLOCK a step."""
     size = gain.shape[-1]
     blocks = {"OUT_BLOCK": block(size, 64), "SUM_BLOCK": block(size, 32)}
-    return _put(product, {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 2}, tuning)
-
-
-def _put(kernel: str, config: Config, tuning: Tuning | None) -> Config:
-    return config | (tuning or {}).get(kernel, {})
+    return put_over(product, {**blocks, "PREC": prec, "num_warps": 4, "num_stages": 2}, tuning)

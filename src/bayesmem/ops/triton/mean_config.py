@@ -6,6 +6,7 @@ stages) wherever shared memory holds both.
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ Tuning = dict[str, Config]
 
 def prepare_config(k: Tensor, tuning: Tuning | None) -> Config:
     """Of ``prepare_kernel``: BK."""
-    return _put("prepare", _prepare(k.shape[-1], k.dtype), tuning)
+    return put_over("prepare", _prepare(k.shape[-1], k.dtype), tuning)
 
 
 @lru_cache
@@ -31,7 +32,7 @@ def _prepare(key: int, dtype: torch.dtype) -> Config:
 
 def readout_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
     """Of ``readout_kernel``: BK, BV."""
-    return _put("readout", _readout(k.shape[-1], k.dtype, value), tuning)
+    return put_over("readout", _readout(k.shape[-1], k.dtype, value), tuning)
 
 
 @lru_cache
@@ -50,7 +51,7 @@ def local_config(k: Tensor, value: int, tuning: Tuning | None) -> Config:
     most = 16 if wide else 64 if limits(k.device).shared >= LARGE_SHARED else 32
     size = block(k.shape[-1], 32 if wide else 64)
     warps = 8 if wide and size > 16 else 4
-    return _put("local", {"BK": size, "BV": block(value, most), "num_warps": warps, "num_stages": 2}, tuning)
+    return put_over("local", {"BK": size, "BV": block(value, most), "num_warps": warps, "num_stages": 2}, tuning)
 
 
 def chain_config(
@@ -68,7 +69,7 @@ def chain_config(
         tuning: what is put over the defaults.
     """
     kind = (k.shape[-1], k.dtype, k.device)
-    return _put(name, _chain(name, *kind, value, spans.sequences * heads, spans.chunk_size, tiles), tuning)
+    return put_over(name, _chain(name, *kind, value, spans.sequences * heads, spans.chunk_size, tiles), tuning)
 
 
 @lru_cache
@@ -90,5 +91,6 @@ def _chain(
     return {"BV": width, "num_warps": warps, "num_stages": 2 if held <= shared else 1}
 
 
-def _put(kernel: str, config: Config, tuning: Tuning | None) -> Config:
+def put_over(kernel: str, config: dict[str, Any], tuning: Tuning | None) -> dict[str, Any]:
+    """The configuration of a kernel with what ``tuning`` has for it; not to be changed, it may be kept."""
     return config | tuning.get(kernel, {}) if tuning else config

@@ -1,12 +1,13 @@
 """Where launches are told to while a call is recorded (``tape``)."""
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
 
-class Recording:
-    """What is told: ``tape.Recorder``.
+class Recording(ABC):
+    """What is told: ``tape.Recorder``, which knows of launches, and not they of it.
 
     Attributes:
         refused: why what is done cannot be done again from a tape; empty while it can.
@@ -14,9 +15,9 @@ class Recording:
 
     refused = ""
 
+    @abstractmethod
     def note(self, launch: Any, args: Iterable[Any]) -> None:
         """A launch with these arguments; ``launch(stream, numbers)`` is what makes it again."""
-        raise NotImplementedError
 
 
 _thread = threading.local()

@@ -47,13 +47,15 @@ class Room:
         address: of its first byte.
         size: bytes.
         first, last: the launches that use it.
-        place: among outputs, or where it lies in the memory for all that is in between.
+        root: where its address comes from when the call is made again: an output, or the memory in between.
+        place: bytes from there.
     """
 
     address: int
     size: int
     first: int = -1
     last: int = -1
+    root: int = -1
     place: int = 0
 
 
@@ -221,31 +223,32 @@ def _kind(x: Tensor) -> tuple[Any, ...]:
 def _tape(recorder: Recorder, made: Any) -> Tape | None:
     if recorder.refused or not isinstance(made, tuple):
         return None
-    device = made[0].device
     outputs: list[Callable[[], Tensor] | None] = []
-    given: dict[int, int] = {}  # rooms that go out, and their roots
+    root = len(recorder.inputs)
     for x in made:
         if x is None:
             outputs.append(None)
             continue
         size = x.numel() * x.element_size()
-        room = next((r for r in reversed(recorder.rooms) if r.address == x.data_ptr() and r.size == size), None)
-        if not x.is_contiguous() or (size and (room is None or id(room) in given)):
-            return None
-        if room is not None:
-            given[id(room)] = len(recorder.inputs) + sum(make is not None for make in outputs)
-        outputs.append(partial(torch.empty, tuple(x.shape), dtype=x.dtype, device=device))
-    between = [room for room in recorder.rooms if id(room) not in given and room.first >= 0]
-    last_root, steps = len(recorder.inputs) + sum(make is not None for make in outputs), []
+        if size:
+            room = next((r for r in reversed(recorder.rooms) if r.address == x.data_ptr() and r.size == size), None)
+            if room is None or room.root >= 0 or not x.is_contiguous():
+                return None  # what goes out was not made here, or goes out twice, or is laid out in its own way
+            room.root = root
+        outputs.append(partial(torch.empty, tuple(x.shape), dtype=x.dtype, device=x.device))
+        root += 1
+    between = [room for room in recorder.rooms if room.root < 0 and room.first >= 0]
     size = pack(between)
-    for launch, numbers, moving in recorder.steps:
-        moved = []
-        for at, root, offset in moving:
-            if isinstance(root, Room):
-                inside = id(root) not in given
-                root, offset = (last_root, root.place + offset) if inside else (given[id(root)], offset)
-            moved.append((at, root, offset))
-        steps.append((launch, numbers, tuple(moved)))
+    for room in between:
+        room.root = root
+    steps = [
+        (
+            launch,
+            numbers,
+            tuple((at, r.root, r.place + n) if isinstance(r, Room) else (at, r, n) for at, r, n in moving),
+        )
+        for launch, numbers, moving in recorder.steps
+    ]
     return Tape(tuple(outputs), size, tuple(steps), tuple(recorder.held))
 
 
