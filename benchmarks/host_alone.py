@@ -2,9 +2,9 @@
 
     python benchmarks/host_alone.py FILE
 
-Forward alone, and forward and backward (1 sequence of 512 tokens, H = 8, K = V = 128, bf16, seed 0). Kernels are chosen
-as on a Hopper, and their launches made again from tapes or not (``ops/triton/tape.py``). Memory is a CPU's, and what torch
-computes besides is computed. Rows go to FILE: the 10% quantile and the median of 400 calls, in ms.
+Forward alone, and forward and backward (1 sequence of 512 tokens, H = 8, K = V = 128, bf16, seed 0). Kernels are
+chosen as on a Hopper, and their launches made again from tapes or not (``ops/triton/tape.py``). Memory is a CPU's, and
+what torch computes besides is computed. Rows go to FILE: the 10% quantile and the median of 400 calls, in ms.
 """
 
 import ctypes
