@@ -43,6 +43,7 @@ def _device(m: Measured) -> dict[str, Any]:
         "name": m.device,
         "context": m.context,
         "commits": commits,
+        "commands": len({record.context["command"] for record in m.rows.values()}),
         "ceilings": m.ceilings,
         "main": words(filtered[0]) if filtered else "",
         "table": [_row(m, name, filtered[0]) for name in m.contenders] if filtered else [],
