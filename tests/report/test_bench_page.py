@@ -58,13 +58,16 @@ def test_other_sizes_decoding_and_failures(records, tmp_path):
     assert failures.count("- `mesanet`, forward (B=8 T=4,096 H=8 K=V=128; B=8 T=8,192 H=8 K=V=128): Assert") == 1
 
 
-def test_figures_of_several_commands_say_so(records, tmp_path, monkeypatch):
-    assert " commands" not in bench.section(records, tmp_path / "page.md", tmp_path / "img")
-    monkeypatch.setattr("sys.argv", ["bayesmem", "bench", "--only", "kda"])
-    size = {"what": "forward"} | SIZE | {"dtype": "bfloat16", "seed": 0}
-    records.add("bench", "kda", size, figures(4.0))
+@pytest.mark.parametrize("other", ["command", "commit"])
+def test_figures_of_several_runs_say_so(records, tmp_path, monkeypatch, other):
+    assert " runs, " not in bench.section(records, tmp_path / "page.md", tmp_path / "img")
+    if other == "command":
+        monkeypatch.setattr("sys.argv", ["bayesmem", "bench", "--only", "kda"])
+    else:
+        monkeypatch.setenv("BAYESMEM_COMMIT", "another")
+    records.add("bench", "kda", {"what": "forward"} | SIZE | {"dtype": "bfloat16", "seed": 0}, figures(4.0))
     text = bench.section(records, tmp_path / "page.md", tmp_path / "img")
-    assert "(2 commands, perhaps on several cards of this kind; of each op and size the latest)" in text
+    assert "(2 runs, perhaps on several cards of this kind; of each op and size the latest)" in text
 
 
 def test_pictures(records):

@@ -38,12 +38,12 @@ def section(records: Records, path: Path, images: Path) -> str:
 def _device(m: Measured) -> dict[str, Any]:
     filtered = union(m.sizes("forward"), m.sizes("backward"))
     drawn = of_device(m)
-    commits = list(dict.fromkeys(record.context["commit"] for record in m.rows.values()))
+    runs = dict.fromkeys((record.context["commit"], record.context["command"]) for record in m.rows.values())
     return {
         "name": m.device,
         "context": m.context,
-        "commits": commits,
-        "commands": len({record.context["command"] for record in m.rows.values()}),
+        "commits": list(dict.fromkeys(commit for commit, _ in runs)),
+        "runs": len(runs),
         "ceilings": m.ceilings,
         "main": words(filtered[0]) if filtered else "",
         "table": [_row(m, name, filtered[0]) for name in m.contenders] if filtered else [],
